@@ -1,0 +1,1 @@
+"""The gateway: HTTP, tokens, limits, rollout; everything but the model."""

@@ -1,0 +1,1 @@
+"""Metrics, logs and the ledger of where a request spent its time."""

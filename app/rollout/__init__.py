@@ -1,0 +1,1 @@
+"""Which arm answers, and how that share is kept and changed."""

@@ -1,0 +1,1 @@
+"""The model side: data, features, model, training, registry, engine, and the Ray Serve deployment. Knows no HTTP."""

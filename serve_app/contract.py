@@ -1,0 +1,268 @@
+"""What the gateway and the model side agree on: windows in, predictions out, and how either can fail.
+
+Everything here is numpy and the standard library, so that the gateway can import it without torch or Ray.
+
+Axes: B batch, F features, T time steps, C classes, M ensemble members, K fused features.
+
+The failures, and the HTTP status that the gateway gives each (`app/errors.py` holds that table):
+
+    ServingError
+    ├── InvalidWindows        the caller's windows are not what the model takes          422
+    ├── ModelNotFound         no such model or version                                   404
+    ├── ModelOutputInvalid    the model answered NaN, infinity or no distribution        502
+    ├── ModelFailed           the forward pass raised                                    502
+    ├── DeadlineExceeded      the caller's deadline passed before there was an answer    504
+    └── Unavailable           this arm cannot answer now                                 503
+        ├── NotReady          no cluster, no replica, or still loading
+        ├── Overloaded        its bounded queue is full: shed, never retried elsewhere
+        └── ReplicaLost       the process that held the call died
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+MODEL_NAME = "cnn_lstm"
+APP_NAME = "cnn_lstm_predictor"
+N_FEATURES = 50
+N_STEPS = 60
+CLASSES = ("down", "flat", "up")
+MEMBERS = ("cnn", "lstm", "fusion")
+WINDOW_BYTES = N_FEATURES * N_STEPS * 4
+
+# Features are z-scores clipped to ±5 inside the model; anything near this is a unit error upstream.
+MAX_ABS_VALUE = 1e6
+
+
+class ServingError(Exception):
+    """Base of every failure that may cross from the model side to the gateway.
+
+    Args:
+        detail: One sentence that is safe to show to the caller: no input values, paths or traces.
+    """
+
+    code = "serving-error"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidWindows(ServingError):
+    code = "invalid-windows"
+
+
+class ModelNotFound(ServingError):
+    code = "model-not-found"
+
+
+class ModelOutputInvalid(ServingError):
+    code = "model-output-invalid"
+
+
+class ModelFailed(ServingError):
+    code = "model-failed"
+
+
+class DeadlineExceeded(ServingError):
+    code = "deadline-exceeded"
+
+
+class Unavailable(ServingError):
+    code = "unavailable"
+
+
+class NotReady(Unavailable):
+    code = "not-ready"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class ReplicaLost(Unavailable):
+    code = "replica-lost"
+
+
+# Errors cross process borders as (code, detail); this is the way back.
+ERRORS_BY_CODE: dict[str, type[ServingError]] = {
+    error.code: error
+    for error in (
+        ServingError,
+        InvalidWindows,
+        ModelNotFound,
+        ModelOutputInvalid,
+        ModelFailed,
+        DeadlineExceeded,
+        Unavailable,
+        NotReady,
+        Overloaded,
+        ReplicaLost,
+    )
+}
+
+
+class Options(NamedTuple):
+    """What the caller asked for beside the prediction; hashable, so that groups are formed by it."""
+
+    return_uncertainty: bool = True
+    use_ensemble: bool = True
+    return_features: bool = False
+
+
+def as_windows(array: npt.NDArray[Any]) -> FloatArray:
+    """Check a caller's array and return it as one contiguous batch of windows.
+
+    Args:
+        array: Numbers of shape (F, T) or (B, F, T) with F=50, T=60 and B >= 1.
+
+    Returns:
+        C-contiguous float32[B, F, T]; no copy is made when the input already is that.
+
+    Raises:
+        InvalidWindows: Wrong rank or shape, an empty batch, a value that is not finite as float32,
+            or one beyond ±1e6.
+    """
+    if array.ndim == 2:
+        array = array[np.newaxis]
+    if array.ndim != 3 or array.shape[1:] != (N_FEATURES, N_STEPS):
+        raise InvalidWindows(
+            f"data must have shape ({N_FEATURES}, {N_STEPS}) or (B, {N_FEATURES}, {N_STEPS}): features by time steps"
+        )
+    if array.shape[0] == 0:
+        raise InvalidWindows("data must hold at least one window")
+    with np.errstate(over="ignore"):  # 1e300 is finite in float64 and infinite in float32: caught just below
+        windows = np.ascontiguousarray(array, dtype=np.float32)
+    # One reduction tells NaN, infinity and range apart from good data: every comparison with NaN is false.
+    if not np.abs(windows).max() <= MAX_ABS_VALUE:
+        raise InvalidWindows(f"data must hold finite numbers of at most {MAX_ABS_VALUE:g} in size")
+    return windows
+
+
+_META_LENGTH = struct.Struct("<I")
+_ARRAYS = (
+    "classification_probs",
+    "regression_pred",
+    "regression_uncertainty",
+    "aleatoric",
+    "epistemic",
+    "predictive_entropy",
+    "ensemble_weights",
+    "features",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The model's answer for a batch of B windows.
+
+    Attributes:
+        classification_probs: float32[B, C], rows sum to one, classes in the order of `CLASSES`.
+        regression_pred: float32[B], expected return over the horizon in units of its volatility (sd about 1).
+        regression_uncertainty: float32[B], standard deviation; its square is aleatoric² + epistemic².
+        aleatoric: float32[B], standard deviation of the noise the model expects.
+        epistemic: float32[B], standard deviation over weight samples of the heads.
+        predictive_entropy: float32[B], nats, of the mean class distribution.
+        ensemble_weights: float32[B, M], weights of `MEMBERS`; None when the fusion head answered alone.
+        features: float32[B, K], the fused features; None unless asked for.
+        model_name: Name in the registry.
+        model_version: Version in the registry, never an alias.
+        model_time_ms: Milliseconds of the forward pass of the whole group this row was in.
+        batch_wait_ms: Milliseconds the group waited at the model for its turn.
+
+    The four uncertainty arrays are None together, when `Options.return_uncertainty` is false.
+    """
+
+    classification_probs: FloatArray
+    regression_pred: FloatArray
+    regression_uncertainty: FloatArray | None
+    aleatoric: FloatArray | None
+    epistemic: FloatArray | None
+    predictive_entropy: FloatArray | None
+    ensemble_weights: FloatArray | None
+    features: FloatArray | None
+    model_name: str
+    model_version: str
+    model_time_ms: float
+    batch_wait_ms: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.classification_probs)
+
+    def rows(self, start: int, stop: int) -> Prediction:
+        """The answer for windows start..stop of the batch, as views."""
+        return replace(self, **{name: array[start:stop] for name, array in self._arrays()})
+
+    def check(self) -> None:
+        """Refuse an answer that no caller may act on.
+
+        Raises:
+            ModelOutputInvalid: A value is not finite, a class row is no distribution, or a deviation is negative.
+        """
+        for _, array in self._arrays():
+            if not np.isfinite(array).all():
+                raise ModelOutputInvalid("the model's answer is not finite")
+        probs = self.classification_probs
+        if (probs < 0).any() or (np.abs(probs.sum(axis=1) - 1.0) > 1e-3).any():
+            raise ModelOutputInvalid("the model's class probabilities are no distribution")
+        if self.regression_uncertainty is not None and (self.regression_uncertainty < 0).any():
+            raise ModelOutputInvalid("the model's uncertainty is negative")
+
+    def pack(self) -> bytes:
+        """Encode for another process: u32 length of the JSON head, the head, then the arrays' float32 bytes."""
+        arrays = self._arrays()
+        head = json.dumps(
+            {
+                "model": [self.model_name, self.model_version],
+                "ms": [self.model_time_ms, self.batch_wait_ms],
+                "arrays": [[name, *array.shape] for name, array in arrays],
+            }
+        ).encode()
+        head += b" " * (-len(head) % 4)  # keeps the float32 data aligned
+        return b"".join([_META_LENGTH.pack(len(head)), head, *(np.ascontiguousarray(array) for _, array in arrays)])
+
+    @classmethod
+    def unpack(cls, buffer: bytes | memoryview) -> Prediction:
+        """Decode what `pack` made; the arrays are read-only views of `buffer`."""
+        (head_bytes,) = _META_LENGTH.unpack_from(buffer)
+        offset = _META_LENGTH.size + head_bytes
+        head = json.loads(bytes(buffer[_META_LENGTH.size : offset]))
+        arrays: dict[str, FloatArray | None] = dict.fromkeys(_ARRAYS)
+        for name, *shape in head["arrays"]:
+            count = int(np.prod(shape))
+            arrays[name] = np.frombuffer(buffer, np.float32, count, offset).reshape(shape)
+            offset += 4 * count
+        name, version = head["model"]
+        model_ms, wait_ms = head["ms"]
+        return cls(  # type: ignore[arg-type]  # the two arrays that are never None are always packed
+            **arrays, model_name=name, model_version=version, model_time_ms=model_ms, batch_wait_ms=wait_ms
+        )
+
+    @staticmethod
+    def join(parts: list[Prediction]) -> Prediction:
+        """Put the answers for consecutive parts of one batch together again.
+
+        Times are the largest of the parts: they ran side by side or one after another inside one wait.
+        All parts must come from one model version and one set of options.
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        names = [name for name, _ in first._arrays()]
+        return replace(
+            first,
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+            model_time_ms=max(part.model_time_ms for part in parts),
+            batch_wait_ms=max(part.batch_wait_ms for part in parts),
+        )
+
+    def _arrays(self) -> list[tuple[str, FloatArray]]:
+        return [(name, array) for name in _ARRAYS if (array := getattr(self, name)) is not None]
