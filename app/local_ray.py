@@ -45,7 +45,7 @@ class LocalRay:
 
     def __init__(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> None:
         # Ray puts Unix sockets below this folder, and their paths may have 107 bytes: hence not below the project.
-        self.directory = Path(tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp"))  # noqa: S108
+        self.directory = Path(tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp"))
         self.token_file = self.directory / "auth_token"
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(secrets.token_hex(32))
@@ -89,7 +89,7 @@ class LocalRay:
         """
         log = self.directory / "ray-start.log"
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  # every word of the command is ours
                 self._command(),
                 env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
@@ -97,7 +97,7 @@ class LocalRay:
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C at the terminal reaches the gateway first, which then ends Ray in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one system call, made before threads exist
             )
         deadline = time.monotonic() + timeout_s
         while not self._takes_configurations():
