@@ -199,7 +199,8 @@ class Prediction:
 
     def rows(self, start: int, stop: int) -> Prediction:
         """The answer for windows start..stop of the batch, as views."""
-        return replace(self, **{name: array[start:stop] for name, array in self._arrays()})
+        views: dict[str, Any] = {name: array[start:stop] for name, array in self._arrays()}
+        return replace(self, **views)
 
     def check(self) -> None:
         """Refuse an answer that no caller may act on.
@@ -227,7 +228,7 @@ class Prediction:
             }
         ).encode()
         head += b" " * (-len(head) % 4)  # keeps the float32 data aligned
-        return b"".join([_META_LENGTH.pack(len(head)), head, *(np.ascontiguousarray(array) for _, array in arrays)])
+        return b"".join([_META_LENGTH.pack(len(head)), head, *(array.tobytes() for _, array in arrays)])
 
     @classmethod
     def unpack(cls, buffer: bytes | memoryview) -> Prediction:
@@ -235,16 +236,14 @@ class Prediction:
         (head_bytes,) = _META_LENGTH.unpack_from(buffer)
         offset = _META_LENGTH.size + head_bytes
         head = json.loads(bytes(buffer[_META_LENGTH.size : offset]))
-        arrays: dict[str, FloatArray | None] = dict.fromkeys(_ARRAYS)
+        arrays: dict[str, Any] = dict.fromkeys(_ARRAYS)
         for name, *shape in head["arrays"]:
             count = int(np.prod(shape))
             arrays[name] = np.frombuffer(buffer, np.float32, count, offset).reshape(shape)
             offset += 4 * count
         name, version = head["model"]
         model_ms, wait_ms = head["ms"]
-        return cls(  # type: ignore[arg-type]  # the two arrays that are never None are always packed
-            **arrays, model_name=name, model_version=version, model_time_ms=model_ms, batch_wait_ms=wait_ms
-        )
+        return cls(**arrays, model_name=name, model_version=version, model_time_ms=model_ms, batch_wait_ms=wait_ms)
 
     @staticmethod
     def join(parts: list[Prediction]) -> Prediction:
@@ -256,10 +255,12 @@ class Prediction:
         first = parts[0]
         if len(parts) == 1:
             return first
-        names = [name for name, _ in first._arrays()]
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name, _ in first._arrays()
+        }
         return replace(
             first,
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+            **joined,
             model_time_ms=max(part.model_time_ms for part in parts),
             batch_wait_ms=max(part.batch_wait_ms for part in parts),
         )

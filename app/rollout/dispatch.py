@@ -1,0 +1,110 @@
+"""The one place where a call meets its arm, and where a failure on Ray Serve becomes an answer from legacy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from app.backends.base import Answer, Arm, Backend, Call
+from app.rollout.choice import hash_principal, is_canary
+from serve_app.contract import (
+    DeadlineExceeded,
+    ModelFailed,
+    ModelOutputInvalid,
+    NotReady,
+    ReplicaLost,
+    ServingError,
+)
+
+CANARY = "ray_serve"
+STABLE = "legacy"
+
+# While there is a fallback, Ray Serve may use this much of the time left; the rest is legacy's to answer in.
+_CANARY_BUDGET = 0.7
+
+# What legacy may make good: failures of Ray Serve itself. Not among them: bad input, which legacy would refuse
+# as well, and our own shedding, where more work elsewhere would only move the overload.
+FALLBACK_REASONS: tuple[type[ServingError], ...] = (
+    NotReady,
+    ReplicaLost,
+    ModelFailed,
+    ModelOutputInvalid,
+    DeadlineExceeded,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer and who gave it.
+
+    Attributes:
+        answer: Checked: finite, and class rows that are distributions.
+        arm: Who answered.
+        fallback: Code of the failure that legacy made good, None where the chosen arm answered.
+    """
+
+    answer: Answer
+    arm: Arm
+    fallback: str | None = None
+
+
+class Dispatcher:
+    """Sends each call to its arm.
+
+    Args:
+        backends: At most one of each name, `ray_serve` and `legacy`. With one alone, it answers everything.
+        fraction: Gives the share of callers whom Ray Serve answers now, 0..1.
+        sticky_key: Key of the hash that keeps a caller on one side, 16 to 64 bytes.
+        clock: Monotonic seconds, the clock of `Call.deadline`.
+    """
+
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        *,
+        fraction: Callable[[], float],
+        sticky_key: bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._backends = {backend.name: backend for backend in backends}
+        self._fraction = fraction
+        self._sticky_key = sticky_key
+        self._clock = clock
+
+    async def predict(self, call: Call, *, subject: str, route_to: str | None = None) -> Served:
+        """Answer the call from the arm that its caller belongs to.
+
+        Args:
+            call: Validated windows and their deadline.
+            subject: What keeps the caller on one side: its principal, or the route key it may give.
+            route_to: Name of the backend to use whatever the share is; no fallback then.
+
+        Raises:
+            ServingError: What the arm, and the fallback where one was tried, could not make good.
+        """
+        backend = route_to or self._choose(subject)
+        fallback = STABLE if backend == CANARY and route_to is None and STABLE in self._backends else None
+        if fallback is None:
+            return Served(await self._ask(backend, call), Arm(backend, call.version))
+        now = self._clock()
+        canary_call = replace(call, deadline=now + _CANARY_BUDGET * (call.deadline - now))
+        try:
+            return Served(await self._ask(backend, canary_call), Arm(backend, call.version))
+        except FALLBACK_REASONS as error:
+            # A version names a candidate on Ray Serve; legacy always answers with its own.
+            answer = await self._ask(fallback, replace(call, version=None))
+            return Served(answer, Arm(fallback), fallback=error.code)
+
+    def _choose(self, subject: str) -> str:
+        if len(self._backends) == 1:
+            return next(iter(self._backends))
+        return CANARY if is_canary(hash_principal(self._sticky_key, subject), self._fraction()) else STABLE
+
+    async def _ask(self, name: str, call: Call) -> Answer:
+        backend = self._backends.get(name)
+        if backend is None:
+            raise NotReady("this arm is not configured")
+        answer = await backend.predict(call)
+        answer.prediction.check()
+        return answer
