@@ -1,0 +1,51 @@
+# Every target sets up what it needs in .venv; a bare machine needs Python 3.11 or later and make.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed-
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format train bench-latency clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+run: $(SETUP)run ## Local Ray, the deployment and the gateway on http://127.0.0.1:8000 (PORT=… moves it)
+	@exec $(BIN)/sluice serve --local --port $(PORT)
+
+test: $(SETUP)test ## Every test that is not marked slow
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+check: $(SETUP)check ## Format, lint, types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(SETUP)check ## Put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+train: $(SETUP)train ## Walk-forward training on the shipped bars, the model card, a new version in models/
+	$(BIN)/sluice train
+
+bench-latency: $(SETUP)run ## What gateway and Ray add to the bare engine at one connection
+	$(BIN)/python benchmarks/added_latency.py
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .run .pytest_cache .mypy_cache .ruff_cache
+
+# One stamp for each set of extras; pins of everything below our direct dependencies are in constraints.txt.
+$(SETUP)run: EXTRAS :=
+$(SETUP)train: EXTRAS := [train]
+$(SETUP)test: EXTRAS := [test]
+$(SETUP)check: EXTRAS := [check]
+$(SETUP)%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	    { echo "Sluice needs Python 3.11 to 3.13; this is $$($(PYTHON) --version 2>&1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+	    { echo "The virtual environment could not be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV): some 600 MB, once"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $@
