@@ -1,0 +1,160 @@
+"""The Serve configuration, built from few typed settings: the body of the REST PUT and the YAML of `serve deploy`.
+
+Serve ignores keys that it does not know, so nothing is passed through: what is not a field here is refused.
+Changing what a replica serves (`ServedModel`) happens in place; changing how it queues (`QueueLimits`) or its size
+restarts replicas one after another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.autoscaling import PROFILES, ProfileName
+from serve_app.contract import APP_NAME, MODEL_NAME
+from serve_app.resources import SIZES, SizeName
+
+DEPLOYMENT_NAME = "CNNLSTMPredictor"
+IMPORT_PATH = "serve_app.deployment:build"
+
+MAX_BATCH_WINDOWS = 32
+
+# Calls that Serve may hand to one replica at a time. The replica bounds its queue in windows and the gateway bounds
+# what it sends, so this is only kept from being the bottleneck: full replicas are polled, which costs latency.
+MAX_ONGOING_REQUESTS = 512
+
+# Longer than any deadline of the gateway, so that a replica that is replaced answers what it has taken.
+GRACEFUL_SHUTDOWN_TIMEOUT_S = 10.0
+GRACEFUL_SHUTDOWN_WAIT_LOOP_S = 0.5
+
+# Three checks in a row must fail: a stopped process is found within 3 × (1 + 3) s, and a new one needs a few more.
+HEALTH_CHECK_PERIOD_S = 1.0
+HEALTH_CHECK_TIMEOUT_S = 3.0
+
+# Serve reads these once, when it is imported: cluster and bridge process must start with the same ones.
+SERVE_ENV: dict[str, str] = {
+    # gRPC between handle and replica, the router in the caller's loop, buffered request logs.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Of that bundle, not these two: nothing shall listen for strangers, and health checks shall not wait for a call.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
+    # A process that hangs cannot shut down gracefully; waiting for it delays the one that replaces it.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # The default of 10 s is longer than the delays of the quicker profiles.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "5",
+    # Series per replica and per handle would grow with every restart.
+    "RAY_SERVE_CONTROLLER_METRICS_INCLUDE_HIGH_CARDINALITY_TAGS": "0",
+    "RAY_SERVE_COMPACT_LONG_POLL_METRIC_TAGS": "1",
+}
+
+Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+EngineName = Literal["torch", "noop"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ServedModel(_Strict):
+    """What a replica serves; the deployment's `user_config`, so that a change happens in place.
+
+    Attributes:
+        registry_path: Root of the model registry on the replicas' nodes.
+        model: Name in the registry.
+        version: Version or alias. An alias is resolved when a replica loads it: pin a version for a rollout.
+        engine: Name in the table of engines.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threads: Threads of one forward pass.
+    """
+
+    registry_path: str = "models/"
+    model: str = MODEL_NAME
+    version: str = "latest"
+    engine: EngineName = "torch"
+    device: Device = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class QueueLimits(_Strict):
+    """How a replica queues; the arguments of the deployment.
+
+    Attributes:
+        max_batch_windows: Most windows of one forward pass.
+        max_queue_windows: Windows that may wait; beyond them calls are shed with `Overloaded`.
+        stall_s: Seconds without progress while work waits, after which the replica calls itself unhealthy.
+    """
+
+    max_batch_windows: Annotated[int, Field(ge=1, le=1024)] = MAX_BATCH_WINDOWS
+    max_queue_windows: Annotated[int, Field(ge=1, le=65536)] = 16 * MAX_BATCH_WINDOWS
+    stall_s: Annotated[float, Field(gt=0, le=300)] = 5.0
+
+
+class ServedApplication(_Strict):
+    """One Serve application: a model version with its size and scaling profile.
+
+    Attributes:
+        name: Application name; a candidate version gets `cnn_lstm_predictor-VERSION`.
+        profile: Scaling profile, see `serve_app.autoscaling.PROFILES`.
+        size: Replica size, see `serve_app.resources.SIZES`.
+        serves: What its replicas serve.
+        queue: How they queue.
+        env_vars: Variables of the replicas' processes.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9_.-]{0,95}$")] = APP_NAME
+    profile: ProfileName = "local"
+    size: SizeName = "local"
+    serves: ServedModel = ServedModel()
+    queue: QueueLimits = QueueLimits()
+    env_vars: dict[str, str] = {}
+
+    def application(self) -> dict[str, Any]:
+        """This application as Serve's schema has it."""
+        return {
+            "name": self.name,
+            "route_prefix": None,  # no HTTP way to the model round the gateway
+            "import_path": IMPORT_PATH,
+            "args": self.queue.model_dump(),
+            "runtime_env": {"env_vars": dict(self.env_vars)} if self.env_vars else {},
+            "deployments": [self._deployment()],
+        }
+
+    def _deployment(self) -> dict[str, Any]:
+        use_gpu = self.serves.device.startswith("cuda")
+        return {
+            "name": DEPLOYMENT_NAME,
+            "autoscaling_config": PROFILES[self.profile].autoscaling_config(),
+            "ray_actor_options": SIZES[self.size].actor_options(use_gpu=use_gpu),
+            # Replicas start in a folder of Ray's choosing, where a relative path leads nowhere.
+            "user_config": {
+                **self.serves.model_dump(),
+                "registry_path": str(Path(self.serves.registry_path).resolve()),
+            },
+            "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+            "max_queued_requests": -1,  # the gateway bounds what waits; a second bound here would shed its bursts
+            "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
+            "graceful_shutdown_wait_loop_s": GRACEFUL_SHUTDOWN_WAIT_LOOP_S,
+            "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+            "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+        }
+
+
+def build_config(*applications: ServedApplication) -> dict[str, Any]:
+    """The whole Serve configuration: body of the REST PUT, or YAML for `serve deploy`.
+
+    The PUT deletes every application that an earlier PUT declared and this one leaves out.
+
+    Raises:
+        ValueError: No application, or two of one name.
+    """
+    names = [application.name for application in applications]
+    if not names or len(set(names)) != len(names):
+        raise ValueError("a configuration needs at least one application, each with a name of its own")
+    return {
+        "proxy_location": "Disabled",  # only handles reach the replicas
+        "logging_config": {"enable_access_log": False, "log_level": "INFO"},
+        "applications": [application.application() for application in applications],
+    }
