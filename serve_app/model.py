@@ -390,7 +390,7 @@ class HybridModel(nn.Module):
         members = self._members(self._sample_heads(views, x[:, :, -1]))  # from [M,B,S,outputs]
         w = self.ensemble_logits.softmax(dim=0) if use_ensemble else self.fusion_alone  # [M]
         answer: dict[str, Tensor | None] = dict(_mix(members, w))
-        answer["ensemble_weights"] = w.expand(len(x), -1) if use_ensemble else None
+        answer["ensemble_weights"] = w.expand(x.shape[0], -1) if use_ensemble else None
         answer["features"] = views[FUSION] if return_features else None
         return answer
 
