@@ -1,0 +1,409 @@
+"""The coalescer: who travels with whom, who waits, and that each gets exactly their own rows."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.backends.coalesce import Coalescer
+from serve_app.contract import (
+    DeadlineExceeded,
+    ModelFailed,
+    ModelOutputInvalid,
+    NotReady,
+    Options,
+    Overloaded,
+    ServingError,
+    Unavailable,
+)
+
+from .hand_driven import HandDrivenLoop, HandDrivenSend, call, drive, prediction_for, spawn
+
+
+def coalescer(loop: HandDrivenLoop, send: HandDrivenSend, **more: int) -> Coalescer:
+    limits = {"max_group_windows": 4, "max_in_flight": 1, "max_queued_windows": 64} | more
+    return Coalescer(send, clock=loop.time, **limits)
+
+
+def test_a_lone_call_is_sent_at_once() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        caller = spawn(coalescer(loop, send).predict(call(7)))
+        await loop.settle()
+        assert send.marks == [[7]]
+        send.answer(0)
+        assert (await caller).prediction.regression_pred.tolist() == [7]
+
+    drive(scenario)
+
+
+def test_calls_of_one_turn_of_the_loop_share_a_group() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = [spawn(subject.predict(call(mark))) for mark in (1, 2, 3)]
+        await loop.settle()
+        assert send.marks == [[1, 2, 3]]
+        send.answer(0)
+        assert [a.prediction.regression_pred.tolist() for a in await asyncio.gather(*callers)] == [[1], [2], [3]]
+
+    drive(scenario)
+
+
+def test_calls_gather_while_all_slots_are_taken_and_leave_together() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = []
+        for mark in (1, 2, 3):
+            callers.append(spawn(subject.predict(call(mark))))
+            await loop.settle()
+        assert send.marks == [[1]]
+        send.answer(0)
+        await loop.settle()
+        assert send.marks == [[1], [2, 3]]
+        send.answer(1)
+        await asyncio.gather(*callers)
+        assert subject.is_idle
+
+    drive(scenario)
+
+
+def test_a_group_never_exceeds_its_windows() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_in_flight=3)
+        callers = [spawn(subject.predict(call(*marks))) for marks in ((1, 2, 3), (4, 5), (6, 7))]
+        await loop.settle()
+        assert send.marks == [[1, 2, 3], [4, 5, 6, 7]]
+        send.answer_all()
+        await asyncio.gather(*callers)
+
+    drive(scenario)
+
+
+def test_a_call_larger_than_a_group_is_split_and_put_together_in_order() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        caller = spawn(coalescer(loop, send, max_in_flight=3).predict(call(*range(10))))
+        await loop.settle()
+        assert send.marks == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        for index in (2, 0, 1):
+            send.answer(index, model_ms=float(index))
+        answer = await caller
+        assert answer.prediction.regression_pred.tolist() == list(range(10))
+
+    drive(scenario)
+
+
+def test_parts_answered_by_two_model_versions_are_not_joined() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        caller = spawn(coalescer(loop, send, max_in_flight=2).predict(call(*range(5))))
+        await loop.settle()
+        send.answer(0, version="1")
+        send.answer(1, version="2")
+        with pytest.raises(Unavailable):
+            await caller
+
+    drive(scenario)
+
+
+def test_versions_and_options_never_share_a_group() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_in_flight=4)
+        bare = Options(return_uncertainty=False)
+        calls = [call(1), call(2, version="2"), call(3, options=bare), call(4), call(5, version="2")]
+        callers = [spawn(subject.predict(c)) for c in calls]
+        await loop.settle()
+        assert send.marks == [[1, 4], [2, 5], [3]]
+        assert [(g.version, g.options) for g in send.groups] == [(None, Options()), ("2", Options()), (None, bare)]
+        send.answer_all()
+        await asyncio.gather(*callers)
+
+    drive(scenario)
+
+
+def test_the_lane_that_waited_longest_goes_first() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = []
+        for mark, version in ((0, None), (1, "b"), (2, "a"), (3, "b")):
+            callers.append(spawn(subject.predict(call(mark, version=version))))
+            await loop.advance(0.001)
+        for index in range(3):
+            send.answer(index)
+            await loop.settle()
+        assert send.marks == [[0], [1, 3], [2]]
+        await asyncio.gather(*callers)
+
+    drive(scenario)
+
+
+def test_beyond_the_queue_calls_are_refused_and_the_queue_is_unharmed() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_queued_windows=4)
+        callers = [spawn(subject.predict(call(0)))]
+        await loop.settle()
+        callers += [spawn(subject.predict(call(mark))) for mark in (1, 2, 3, 4)]
+        await loop.settle()
+        with pytest.raises(Overloaded):
+            await subject.predict(call(5))
+        send.answer(0)
+        await loop.settle()
+        callers.append(spawn(subject.predict(call(6))))
+        send.answer(1)
+        await loop.settle()
+        send.answer(2)
+        assert [float((await c).prediction.regression_pred[0]) for c in callers] == [0, 1, 2, 3, 4, 6]
+
+    drive(scenario)
+
+
+def test_a_cancelled_caller_leaves_the_queue_at_once() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = []
+        for mark in (1, 2, 3):
+            callers.append(spawn(subject.predict(call(mark))))
+            await loop.settle()
+        callers[1].cancel()
+        await loop.settle()
+        assert subject.stats()["queued_windows"] == 1
+        send.answer(0)
+        await loop.settle()
+        assert send.marks == [[1], [3]]
+        send.answer(1)
+        await asyncio.gather(callers[0], callers[2])
+
+    drive(scenario)
+
+
+def test_a_group_goes_on_while_one_caller_is_left_and_is_cancelled_with_the_last() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        first, second = (spawn(subject.predict(call(mark))) for mark in (1, 2))
+        await loop.settle()
+        first.cancel()
+        await loop.settle()
+        assert send.cancelled == []
+        second.cancel()
+        await loop.settle()
+        assert send.cancelled == send.groups
+        assert subject.is_idle
+
+    drive(scenario)
+
+
+def test_a_group_cancelled_before_its_first_step_gives_its_slot_back() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        gone = spawn(subject.predict(call(1)))
+        await asyncio.sleep(0)  # admitted
+        await asyncio.sleep(0)  # launched, its task not yet run
+        gone.cancel()
+        await loop.settle()
+        kept = spawn(subject.predict(call(2)))
+        await loop.settle()
+        assert send.marks[-1] == [2]
+        send.answer(len(send.groups) - 1)
+        await kept
+
+    drive(scenario)
+
+
+def test_a_waiting_caller_is_released_at_its_deadline_and_never_sent() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        first = spawn(subject.predict(call(1, deadline=1010)))
+        await loop.settle()
+        late = spawn(subject.predict(call(2, deadline=1001)))
+        await loop.advance(0.999)
+        assert not late.done()
+        await loop.advance(0.002)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        send.answer(0)
+        await first
+        assert send.marks == [[1]]
+        assert subject.is_idle
+
+    drive(scenario)
+
+
+def test_expired_work_is_dropped_at_the_moment_of_sending_too() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        late, kept = spawn(subject.predict(call(1, deadline=1001))), spawn(subject.predict(call(2, deadline=1010)))
+        await asyncio.sleep(0)
+        loop.now += 2  # the loop was held up: the launch runs in the same turn as the timer
+        await loop.settle()
+        assert send.marks == [[2]]
+        send.answer(0)
+        await kept
+        with pytest.raises(DeadlineExceeded):
+            await late
+
+    drive(scenario)
+
+
+def test_a_call_that_arrives_past_its_deadline_is_refused() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        with pytest.raises(DeadlineExceeded):
+            await coalescer(loop, send).predict(call(1, deadline=loop.now))
+        assert send.groups == []
+
+    drive(scenario)
+
+
+def test_a_group_under_way_carries_the_latest_deadline_and_releases_each_caller_at_its_own() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        hasty, patient = (spawn(subject.predict(call(1, deadline=deadline))) for deadline in (1001, 1005))
+        await loop.settle()
+        assert send.groups[0].deadline == 1005
+        await loop.advance(1.5)
+        with pytest.raises(DeadlineExceeded):
+            await hasty
+        send.answer(0)
+        await patient
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(ModelFailed("it raised"), ModelFailed), (RuntimeError("unforeseen"), ServingError)]
+)
+def test_a_failing_group_touches_no_other(raised: Exception, seen: type[ServingError]) -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_in_flight=2)
+        good, bad, worse = (spawn(subject.predict(call(m, version=v))) for m, v in ((1, "a"), (2, "b"), (3, "b")))
+        await loop.settle()
+        send.fail(1, raised)
+        for caller in (bad, worse):
+            with pytest.raises(seen) as caught:
+                await caller
+            assert "unforeseen" not in caught.value.detail
+        send.answer(0)
+        await good
+
+    drive(scenario)
+
+
+def test_an_answer_with_too_few_rows_reaches_nobody() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = [spawn(subject.predict(call(mark))) for mark in (1, 2)]
+        await loop.settle()
+        send.answer_with(0, prediction_for(np.ones(1, np.float32)))
+        for caller in callers:
+            with pytest.raises(ModelOutputInvalid):
+                await caller
+
+    drive(scenario)
+
+
+def test_the_stages_add_up_to_the_wait() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        first = spawn(subject.predict(call(0)))
+        await loop.settle()
+        second = spawn(subject.predict(call(1)))
+        await loop.advance(0.010)
+        send.answer(0)
+        await loop.settle()
+        await loop.advance(0.020)
+        send.answer(1, model_ms=12.0, wait_ms=3.0)
+        stages = (await second).stages_ms
+        assert stages == pytest.approx({"queue": 10.0, "transport": 5.0, "batch": 3.0, "model": 12.0})
+        await first
+
+    drive(scenario)
+
+
+def test_closing_fails_the_waiting_and_the_flying() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        flying = spawn(subject.predict(call(1)))
+        await loop.settle()
+        waiting = spawn(subject.predict(call(2)))
+        await loop.settle()
+        subject.close()
+        for caller in (flying, waiting):
+            with pytest.raises(NotReady):
+                await caller
+        await loop.settle()
+        assert subject.is_idle
+        assert send.cancelled == send.groups
+
+    drive(scenario)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("call"), st.integers(1, 11), st.sampled_from([None, "2"]), st.integers(1, 4)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("answer"), st.integers(0, 30)),
+        st.tuples(st.just("fail"), st.integers(0, 30)),
+        st.tuples(st.just("pass"), st.floats(0.1, 2.0)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=STEPS, max_in_flight=st.integers(1, 3))
+def test_every_call_is_answered_exactly_once_with_its_own_rows(steps: list[tuple], max_in_flight: int) -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_in_flight=max_in_flight, max_queued_windows=24)
+        callers: list[tuple[list[int], asyncio.Future]] = []
+        next_mark = 0
+        for kind, *more in steps:
+            if kind == "call":
+                n, version, patience = more
+                marks = list(range(next_mark, next_mark + n))
+                next_mark += n
+                request = call(*marks, version=version, deadline=loop.now + patience)
+                callers.append((marks, spawn(subject.predict(request))))
+            elif kind == "cancel" and callers:
+                callers[more[0] % len(callers)][1].cancel()
+            elif kind in ("answer", "fail") and send.groups:
+                index = more[0] % len(send.groups)
+                if not send._answers[index].done():
+                    send.answer(index) if kind == "answer" else send.fail(index, ModelFailed())
+            elif kind == "pass":
+                await loop.advance(more[0])
+            await loop.settle()
+            assert len([a for a in send._answers.values() if not a.done()]) <= max_in_flight
+            assert 0 <= subject.stats()["queued_windows"] <= 24
+        while not subject.is_idle:
+            send.answer_all()
+            await loop.settle()
+        for marks, caller in callers:
+            assert caller.done()
+            if not caller.cancelled() and caller.exception() is None:
+                assert caller.result().prediction.regression_pred.tolist() == marks
+        sent = [mark for group in send.marks for mark in group]
+        assert len(sent) == len(set(sent))
+        assert all(len(group) <= 4 for group in send.marks)
+
+    drive(scenario)
