@@ -1,0 +1,235 @@
+"""Every way in which the gateway refuses, and the one form of a refusal: RFC 9457 `application/problem+json`.
+
+    GatewayError                                    500   a fault of ours that nobody foresaw
+    ├── BadRequest            bad-request           400   the body or a header value cannot be parsed
+    ├── Unauthenticated       invalid-token         401   no token, or none that counts
+    ├── Forbidden             insufficient-scope    403   the token does not allow this
+    ├── NotFound              not-found             404
+    ├── MethodNotAllowed      method-not-allowed    405
+    ├── BodyTooLarge          body-too-large        413
+    ├── UnsupportedBody       unsupported-body      415   a type or encoding we do not take
+    ├── InvalidInput          invalid-input         422   parsed, but not what is asked for
+    ├── RateLimited           quota-exceeded        429   the caller's limit
+    └── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
+
+Failures of the model side (`serve_app.contract`) have their statuses in `_SERVING`. A detail of a 4xx says what to
+change; that of a 5xx is constant, so that nothing of the inside can show.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serve_app.contract import ServingError
+
+PROBLEM_JSON = "application/problem+json"
+
+_OWN_TYPES = "urn:sluice:problem:"
+_IANA_TYPES = "https://iana.org/assignments/http-problem-types#"
+_MAX_DETAIL_CHARS = 300
+_MAX_FAULTS = 10
+
+
+class GatewayError(Exception):
+    """Base of every refusal.
+
+    Args:
+        detail: One sentence for the caller; never a value that the caller sent.
+        headers: Response headers beside the common ones.
+        members: Extension members of the problem.
+    """
+
+    status = 500
+    code = "internal-error"
+    title = "The gateway failed"
+
+    def __init__(
+        self, detail: str = "", *, headers: dict[str, str] | None = None, members: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers or {}
+        self.members = members or {}
+
+
+class BadRequest(GatewayError):
+    status, code, title = 400, "bad-request", "The request cannot be parsed"
+
+
+class Unauthenticated(GatewayError):
+    """One answer for every cause, so that a stranger learns nothing by trying."""
+
+    status, code, title = 401, "invalid-token", "No valid token"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "send a valid token: Authorization: Bearer TOKEN",
+            headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+        )
+
+
+class Forbidden(GatewayError):
+    status, code, title = 403, "insufficient-scope", "The token does not allow this"
+
+
+class NotFound(GatewayError):
+    status, code, title = 404, "not-found", "There is nothing here"
+
+
+class MethodNotAllowed(GatewayError):
+    status, code, title = 405, "method-not-allowed", "This method is not served here"
+
+
+class BodyTooLarge(GatewayError):
+    """The connection is closed with it, so that the rest of the body is not read either."""
+
+    status, code, title = 413, "body-too-large", "The body is too large"
+
+    def __init__(self, max_body_bytes: int) -> None:
+        super().__init__(f"a body may have at most {max_body_bytes} bytes", headers={"Connection": "close"})
+
+
+class UnsupportedBody(GatewayError):
+    status, code, title = 415, "unsupported-body", "This kind of body is not taken here"
+
+
+class InvalidInput(GatewayError):
+    status, code, title = 422, "invalid-input", "The request is not what is asked for"
+
+
+class RateLimited(GatewayError):
+    status, code, title = 429, "quota-exceeded", "Your rate limit is used up"
+
+
+class ClientGone(GatewayError):
+    status, code, title = 499, "client-gone", "The client left"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A refusal as it goes over the wire."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    headers: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        if self.code in {"quota-exceeded", "temporary-reduced-capacity"}:
+            return _IANA_TYPES + self.code
+        return _OWN_TYPES + self.code
+
+    def body(self, request_id: str) -> bytes:
+        """The problem document; at most 4 KiB."""
+        return orjson.dumps(
+            {
+                "type": self.type,
+                "title": self.title,
+                "status": self.status,
+                "detail": self.detail[:_MAX_DETAIL_CHARS],
+                "instance": request_id,
+                **self.members,
+            }
+        )
+
+
+# One row per code of `serve_app.contract.ERRORS_BY_CODE`: status, problem code, title, constant detail of a 5xx.
+_SERVING: dict[str, tuple[int, str, str, str]] = {
+    "serving-error": (500, "internal-error", "The model side failed", "an unforeseen failure; it is logged"),
+    "invalid-windows": (422, "invalid-windows", "The windows are not what the model takes", ""),
+    "model-not-found": (404, "model-not-found", "No such model or version", ""),
+    "model-output-invalid": (
+        502,
+        "model-output-invalid",
+        "The model's answer was invalid",
+        "the model answered something that nobody may act on; it was withheld",
+    ),
+    "model-failed": (502, "model-failed", "The model failed", "the model could not compute an answer"),
+    "deadline-exceeded": (504, "deadline-exceeded", "The deadline passed", "there was no answer before the deadline"),
+    "unavailable": (503, "unavailable", "The model is away", "no model can answer now; try again later"),
+    "not-ready": (503, "not-ready", "The model is not ready", "no model can answer yet; try again later"),
+    "overloaded": (
+        503,
+        "temporary-reduced-capacity",
+        "Too much work at once",
+        "the queue is full and the request was shed; try again shortly",
+    ),
+    "replica-lost": (503, "replica-lost", "The model was lost", "the replica that held the request died; try again"),
+}
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Translate any exception into its refusal; what is unknown is a 500 that says nothing of the inside."""
+    if isinstance(error, GatewayError):
+        return Problem(error.status, error.code, error.title, error.detail, error.headers, error.members)
+    if isinstance(error, ServingError):
+        return _serving_problem(error)
+    if isinstance(error, HTTPException):
+        return _http_problem(error)
+    if isinstance(error, RequestValidationError):
+        return _validation_problem(error)
+    return Problem(500, GatewayError.code, GatewayError.title, "an unforeseen failure; it is logged")
+
+
+def _serving_problem(error: ServingError) -> Problem:
+    status, code, title, detail = _SERVING[error.code]
+    headers = {"Retry-After": _retry_after(error.code)} if status == 503 else {}
+    return Problem(status, code, title, detail if status >= 500 else error.detail, headers)
+
+
+def _retry_after(code: str) -> str:
+    """Seconds; shed callers are spread over two seconds, and a backend that is away needs longer to be back."""
+    return str(random.choice((1, 2)) if code == "overloaded" else 5)  # noqa: S311  # jitter, not a secret
+
+
+_HTTP_ERRORS: dict[int, type[GatewayError]] = {
+    400: BadRequest,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    415: UnsupportedBody,
+    422: InvalidInput,
+}
+_HTTP_DETAILS = {
+    404: "no such route",
+    405: "see the Allow header",
+}
+
+
+def _http_problem(error: HTTPException) -> Problem:
+    """What the framework refuses by itself; its own detail may quote the request and is not passed on."""
+    kind = _HTTP_ERRORS.get(error.status_code, GatewayError)
+    detail = _HTTP_DETAILS.get(error.status_code, kind.title.lower())
+    status = error.status_code if kind is not GatewayError else 500
+    return Problem(status, kind.code, kind.title, detail, dict(error.headers or {}))
+
+
+def _validation_problem(error: RequestValidationError) -> Problem:
+    """Where the faults are and of which kind, never what was sent: the first ten, without their input."""
+    faults = error.errors()
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        return problem_of(BadRequest("the body is not JSON"))
+    places = [{"pointer": _pointer(fault), "fault": str(fault["type"])[:60]} for fault in faults[:_MAX_FAULTS]]
+    return problem_of(InvalidInput("a field is missing, unknown or of the wrong kind", members={"errors": places}))
+
+
+def _pointer(fault: Any) -> str:
+    """Where the fault is, as a JSON pointer (RFC 6901); an unknown field's name is the caller's and not repeated."""
+    parts = fault["loc"][1:-1] if fault["type"] == "extra_forbidden" else fault["loc"][1:]
+    return "".join(f"/{part}" for part in parts)[:100]
+
+
+def problem_response(error: BaseException, request_id: str) -> Response:
+    """The refusal of `error` as a response."""
+    problem = problem_of(error)
+    return Response(problem.body(request_id), problem.status, problem.headers, PROBLEM_JSON)

@@ -1,0 +1,270 @@
+"""The only reader of the environment: every setting of the gateway, its default, its range and what it is for."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "GATEWAY_"
+
+_MIN_SECRET_BYTES = 32
+_MIN_BITS_PER_BYTE = 3.5
+# Words that make a long secret guessable all the same; compared in lower case, without punctuation.
+_COMMON_SECRET_WORDS = ("changeme", "change this", "secretkey", "supersecret", "yoursecret", "password", "development")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+
+
+class ConfigError(Exception):
+    """The settings do not make sense; the message is one plain line, safe to print."""
+
+
+def check_secret(secret: bytes, name: str) -> None:
+    """Refuse a secret that could be guessed.
+
+    Args:
+        secret: Key of an HMAC.
+        name: What the operator calls it, for the message.
+
+    Raises:
+        ValueError: Shorter than 32 bytes, a key of another kind, made of common words, or with less than 3.5 bits
+            of variety per byte. The message never holds the secret.
+    """
+    if len(secret) < _MIN_SECRET_BYTES:
+        raise ValueError(f"{name} must have at least {_MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes one")
+    if secret.lstrip().startswith((b"-----BEGIN", b"ssh-")):
+        raise ValueError(f"{name} is a public or private key; HS256 needs a random secret")
+    plain = re.sub(r"[^a-z]", "", secret.decode("utf-8", "replace").lower())
+    if any(word.replace(" ", "") in plain for word in _COMMON_SECRET_WORDS) or _bits_per_byte(secret) < (
+        _MIN_BITS_PER_BYTE
+    ):
+        raise ValueError(f"{name} is too easy to guess; `openssl rand -base64 48` makes a good one")
+
+
+def read_secret_file(path: Path) -> bytes:
+    """Read a secret from a file that only its owner may read; a trailing line end is not part of it.
+
+    Raises:
+        ValueError: No such file, or one that its group or others may open.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # of the very file that is read, not of its name
+            secret = file.read(65536)
+    except OSError as error:
+        raise ValueError(f"cannot read the secret file {path}: {error.strerror}") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise ValueError(f"the secret file {path} can be opened by others; run: chmod 600 {path}")
+    return secret.rstrip(b"\r\n")
+
+
+def _bits_per_byte(secret: bytes) -> float:
+    """Shannon entropy of the byte frequencies (Shannon 1948, eq. 4)."""
+    counts = Counter(secret).values()
+    return -sum(count / len(secret) * math.log2(count / len(secret)) for count in counts)
+
+
+class Settings(BaseSettings):
+    """Settings of the gateway, from the environment and a `.env` file in the working folder."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True)
+
+    registry_path: Path = Field(
+        Path("models/"),
+        validation_alias=AliasChoices("MODEL_REGISTRY_PATH", "registry_path"),
+        description="Folder of the model registry.",
+    )
+    ray_address: str | None = Field(
+        None,
+        validation_alias=AliasChoices("RAY_ADDRESS", "ray_address"),
+        description="Ray cluster to join: host:6379 or auto. Empty: no Ray, legacy answers.",
+    )
+    multiproc_dir: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("PROMETHEUS_MULTIPROC_DIR", "multiproc_dir"),
+        description="Existing folder in which several workers add up their metrics. Empty: one worker.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.", min_length=1)
+    port: int = Field(8000, description="Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    workers: int = Field(1, description="Gateway processes. More than one needs Redis.", ge=1, le=64)
+    docs: bool = Field(True, description="Serve /docs and /openapi.json.")
+    metrics_public: bool = Field(False, description="Serve /metrics without a token.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    access_log: bool = Field(True, description="Log one line per request.")
+
+    jwt_secret: SecretStr | None = Field(None, description="Secret of the HS256 tokens, at least 32 random bytes.")
+    jwt_secret_file: Path | None = Field(None, description="File that holds it instead, mode 0600.")
+    jwt_issuer: str = Field("sluice", description="The only `iss` a token may have.", min_length=1, max_length=255)
+    jwt_audience: str = Field("sluice", description="The only `aud` a token may have.", min_length=1, max_length=255)
+
+    rate_limit: int = Field(60_000, description="Windows per minute and principal.", ge=1, le=1_000_000_000)
+    max_body_bytes: int = Field(1 << 20, description="Largest request body, in bytes.", ge=1024, le=64 << 20)
+    max_timeout_ms: int = Field(2000, description="Longest deadline, and the default, in ms.", ge=1, le=60_000)
+    route_key_subjects: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Subjects who may choose their arm's key by X-Route-Key, separated by commas."
+    )
+
+    ray_serve_fraction: float = Field(1.0, description="Share of Ray Serve at the very first start.", ge=0, le=1)
+    legacy: Literal["in_process", "off"] = Field("in_process", description="The old path: in this process, or off.")
+    state_dir: Path = Field(Path(".run/state"), description="Folder of what must outlive a restart.")
+    sticky_key: SecretStr | None = Field(
+        None,
+        description="Key that keeps callers on their arm, 16 to 64 bytes. Empty: a random one in the state folder.",
+    )
+
+    model: Name = Field("cnn_lstm", description="Model that legacy serves.")
+    model_version: Name = Field("latest", description="Its version or alias.")
+    engine: Literal["torch", "noop"] = Field("torch", description="Engine of legacy; noop answers a constant.")
+    engine_threads: int = Field(1, description="Threads of legacy's engine.", ge=1, le=256)
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field("cpu", description="Device of legacy.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
+        """An empty variable means the default, as `KEY=` in a `.env` file is meant."""
+        if value == "":
+            return cls.model_fields[info.field_name].default
+        return value
+
+    @field_validator("route_key_subjects", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return frozenset(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("legacy", mode="before")
+    @classmethod
+    def _refuse_remote(cls, value: Any) -> Any:
+        if value == "remote":
+            raise ValueError("a remote legacy service is not there yet; use in_process or off")
+        return value
+
+    @field_validator("workers")
+    @classmethod
+    def _refuse_many_workers(cls, value: int) -> int:
+        if value > 1:
+            raise ValueError("more than one worker needs Redis, which is not there yet; use 1")
+        return value
+
+    @field_validator("ray_address")
+    @classmethod
+    def _check_ray_address(cls, value: str | None) -> str | None:
+        if value is None or value == "auto":
+            return value
+        if value.startswith("ray://"):
+            raise ValueError("ray:// cannot carry Ray Serve's calls; give host:6379 of the cluster's head, or auto")
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError("must be host:port of the cluster's head, or auto")
+        return value
+
+    @field_validator("multiproc_dir")
+    @classmethod
+    def _check_multiproc_dir(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("must be an existing folder")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _check_jwt_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_secret(value.get_secret_value().encode(), "the token secret")
+        return value
+
+    @field_validator("sticky_key")
+    @classmethod
+    def _check_sticky_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not 16 <= len(value.get_secret_value().encode()) <= 64:
+            raise ValueError("must have 16 to 64 bytes")
+        return value
+
+    @model_validator(mode="after")
+    def _check_secret_file(self) -> Settings:
+        if self.jwt_secret_file is None:
+            return self
+        if self.jwt_secret is not None:
+            raise ValueError("GATEWAY_JWT_SECRET and GATEWAY_JWT_SECRET_FILE are both set; keep one")
+        check_secret(read_secret_file(self.jwt_secret_file), f"the token secret in {self.jwt_secret_file}")
+        return self
+
+    def signing_secret(self) -> bytes:
+        """The secret of HS256 tokens.
+
+        Raises:
+            ConfigError: None is set, or its file has gone bad since the start.
+        """
+        if self.jwt_secret is not None:
+            return self.jwt_secret.get_secret_value().encode()
+        if self.jwt_secret_file is None:
+            raise ConfigError(
+                "no token secret: set GATEWAY_JWT_SECRET_FILE to a file of at least 32 random bytes, mode 0600"
+            )
+        try:
+            return read_secret_file(self.jwt_secret_file)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return f"{PREFIX}{field.upper()}"
+
+
+def load_settings(env_file: str | Path | None = ".env") -> Settings:
+    """Read the settings and take the secrets out of the environment, so that no child process inherits them.
+
+    Args:
+        env_file: File of KEY=value lines that is read too where it exists; the environment wins over it.
+
+    Raises:
+        ConfigError: A value is wrong or a name unknown.
+    """
+    in_file = dotenv_values(env_file) if env_file is not None and Path(env_file).is_file() else {}
+    _refuse_unknown([*in_file, *os.environ])
+    try:
+        settings = Settings(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own parameter
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None  # the cause would carry the values, secrets among them
+    except OSError as error:
+        raise ConfigError(f"cannot read {env_file}: {error.strerror}") from error
+    for field in ("jwt_secret", "sticky_key"):
+        os.environ.pop(variable_of(field), None)
+    return settings
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = {variable_of(field) for field in Settings.model_fields}
+    for name in sorted(names):
+        if name.startswith(PREFIX) and name not in known:
+            similar = get_close_matches(name, known, n=1)
+            raise ConfigError(f"unknown setting {name}" + (f"; did you mean {similar[0]}?" if similar else ""))
+
+
+def _one_line(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(_fault(fault["loc"], fault["msg"]) for fault in faults)
+
+
+def _fault(loc: tuple[int | str, ...], message: str) -> str:
+    text = " ".join(message.removeprefix("Value error, ").split())
+    if not loc:
+        return text
+    name = str(loc[0])
+    return f"{variable_of(name) if name in Settings.model_fields else name}: {text}"
