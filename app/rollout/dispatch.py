@@ -8,14 +8,7 @@ from dataclasses import dataclass, replace
 
 from app.backends.base import Answer, Arm, Backend, Call
 from app.rollout.choice import hash_principal, is_canary
-from serve_app.contract import (
-    DeadlineExceeded,
-    ModelFailed,
-    ModelOutputInvalid,
-    NotReady,
-    ReplicaLost,
-    ServingError,
-)
+from serve_app.contract import InvalidWindows, ModelNotFound, NotReady, Overloaded, ServingError
 
 CANARY = "ray_serve"
 STABLE = "legacy"
@@ -23,15 +16,9 @@ STABLE = "legacy"
 # While there is a fallback, Ray Serve may use this much of the time left; the rest is legacy's to answer in.
 _CANARY_BUDGET = 0.7
 
-# What legacy may make good: failures of Ray Serve itself. Not among them: bad input, which legacy would refuse
-# as well, and our own shedding, where more work elsewhere would only move the overload.
-FALLBACK_REASONS: tuple[type[ServingError], ...] = (
-    NotReady,
-    ReplicaLost,
-    ModelFailed,
-    ModelOutputInvalid,
-    DeadlineExceeded,
-)
+# What legacy is not asked to make good: bad input, which it would refuse as well, and our own shedding, where more
+# work elsewhere would only move the overload. Every other failure is Ray Serve's own.
+_FINAL: tuple[type[ServingError], ...] = (InvalidWindows, ModelNotFound, Overloaded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,9 @@ class Dispatcher:
         canary_call = replace(call, deadline=now + _CANARY_BUDGET * (call.deadline - now))
         try:
             return Served(await self._ask(backend, canary_call), Arm(backend, call.version))
-        except FALLBACK_REASONS as error:
+        except _FINAL:
+            raise
+        except ServingError as error:
             # A version names a candidate on Ray Serve; legacy always answers with its own.
             answer = await self._ask(fallback, replace(call, version=None))
             return Served(answer, Arm(fallback), fallback=error.code)

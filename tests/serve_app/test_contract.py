@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_unpacked_arrays_are_aligned_for_float32() -> None:
 def test_rows_cut_apart_join_to_the_whole(cuts: list[int]) -> None:
     whole = prediction(sum(cuts), features=4)
     edges = np.cumsum([0, *cuts])
-    assert_equal(Prediction.join([whole.rows(a, b) for a, b in zip(edges, edges[1:], strict=False)]), whole)
+    assert_equal(Prediction.join([whole.rows(a, b) for a, b in itertools.pairwise(edges)]), whole)
 
 
 def test_a_single_window_gets_a_batch_axis() -> None:

@@ -1,0 +1,359 @@
+"""The command `sluice`. Every command imports what it needs when it runs, so that `sluice token` needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app import development
+from app.settings import ConfigError, Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.client import GatewayClient
+    from serve_app.serve_config import ServedModel
+
+cli = typer.Typer(name="sluice", no_args_is_help=True, add_completion=False, help="A model server for trading.")
+registry_cli = typer.Typer(no_args_is_help=True, help="Model versions: list, publish, verify, alias.")
+rollout_cli = typer.Typer(no_args_is_help=True, help="The share of callers that Ray Serve answers.")
+cli.add_typer(registry_cli, name="registry")
+cli.add_typer(rollout_cli, name="rollout")
+
+T = TypeVar("T")
+
+EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration
+_DEFAULT_URL = "http://127.0.0.1:8000"
+
+out = Console()
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Url = Annotated[str | None, typer.Option("--url", help="Root of the gateway; default: the one `make run` started.")]
+Token = Annotated[str | None, typer.Option("--token", help="Bearer token; default: one made from the secret here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Entry point: an error that an operator can mend is one plain line, never a traceback."""
+    try:
+        cli()
+    except ConfigError as error:
+        fail(str(error), EX_CONFIG)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print one plain line and end."""
+    err.print(f"sluice: {message}", markup=False)
+    sys.exit(code)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Start a Ray on this machine and deploy there.")] = False,
+) -> None:
+    """Run the gateway in the foreground."""
+    overrides: dict[str, Any] = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    settings = load_settings()
+    if local and settings.jwt_secret is None and settings.jwt_secret_file is None:
+        overrides["jwt_secret_file"] = development.development_secret()
+    settings = settings.with_overrides(**overrides)
+    settings.signing_secret()
+    _require_free_port(settings.host, settings.port)
+    _require_model(settings)
+    if local:
+        _serve_local(settings)
+    else:
+        _run_gateway(settings)
+
+
+def _serve_local(settings: Settings) -> None:
+    """Ray as a child, the deployment put onto it while the gateway already serves; all of it ends together."""
+    from app.local_ray import LocalRay, LocalRayFailed
+    from serve_app.serve_config import ServedApplication, build_config
+
+    url = f"http://{settings.host}:{settings.port}"
+    err.print("Starting Ray on this machine …")
+    ray = LocalRay(num_cpus=max(2, os.cpu_count() or 1))
+    try:
+        with ray, development.announced_url(url):
+            os.environ.update(ray.environment)  # the bridge process inherits what it needs to join
+            application = ServedApplication(serves=_served(settings, settings.model_version, settings.engine))
+            config = build_config(application)
+            development.BackgroundDeploy(
+                ray, config, gateway_url=url, say=err.print, on_ready=lambda: _invite(settings, url)
+            ).start()
+            _run_gateway(settings.with_overrides(ray_address=ray.address))
+    except LocalRayFailed as error:
+        fail(str(error))
+
+
+def _run_gateway(settings: Settings) -> None:
+    import uvicorn
+
+    from app.main import create_app
+
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        http="httptools",  # the strictest of uvicorn's two parsers about message framing
+        loop="uvloop",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=25,
+    )
+
+
+def _invite(settings: Settings, url: str) -> None:
+    """Print a token and a line to paste, from any folder."""
+    token = _mint(settings, "developer", "predict ops")
+    body = development.example_request()
+    out.print(f"\nSluice answers on {url}, from Ray Serve with legacy behind it. Ctrl-C ends all of it.")
+    out.print(f"Token (scopes predict ops, 24 hours):\n\n{token}\n", soft_wrap=True, highlight=False)
+    out.print("The newest MSFT window of the shipped bars, as raw float32:\n")
+    out.print(
+        f"curl -sS {url}/ray-serve/predict -H 'Authorization: Bearer {token}' "
+        f"-H 'Content-Type: application/octet-stream' --data-binary '@{body}'\n",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _require_free_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            fail(f"cannot listen on {host}:{port}: {error.strerror}; another port: make run PORT={port + 1}", EX_CONFIG)
+
+
+def _require_model(settings: Settings) -> None:
+    from serve_app.registry import Registry, RegistryError
+
+    if settings.legacy == "off":
+        return
+    try:
+        Registry(settings.registry_path).load(settings.model, settings.model_version)
+    except RegistryError as error:
+        fail(f"no model to serve: {error}; `sluice registry list` shows what is in {settings.registry_path}", EX_CONFIG)
+
+
+@cli.command()
+def token(
+    sub: Annotated[str, typer.Option(help="Who the token is for.")],
+    scope: Annotated[str, typer.Option(help="Scopes, separated by spaces: predict ops admin features.")] = "predict",
+    ttl: Annotated[int, typer.Option(help="Seconds it is good for, at most 86400.", min=1, max=86400)] = 86400,
+) -> None:
+    """Print one token and nothing else."""
+    print(_mint(_client_settings(), sub, scope, ttl))
+
+
+@cli.command()
+def predict(
+    symbol: Annotated[str, typer.Option(help="AAPL, FB, GOOG, IBM or MSFT.")],
+    on: Annotated[str | None, typer.Option("--date", help="Last day of the window, YYYY-MM-DD.")] = None,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the day after a window of the shipped daily bars."""
+    from app.symbol_report import ask, render
+    from serve_app.bars import SYMBOLS
+
+    if symbol not in SYMBOLS:
+        fail(f"no bars of {symbol!r:.20}; there are {', '.join(SYMBOLS)}")
+    try:
+        until = date.fromisoformat(on) if on else None
+    except ValueError:
+        fail("--date must be YYYY-MM-DD")
+    settings = _client_settings()
+    with _client(settings, url, token, "predict") as gateway:
+        report = _told(lambda: ask(gateway, symbol, until, settings.registry_path))
+    if as_json:
+        print(json.dumps(report))
+    else:
+        out.print(render(report))
+
+
+@cli.command()
+def train(
+    registry: Annotated[
+        Path | None, typer.Option(help="Registry to publish into; default: the configured one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    publish: Annotated[bool, typer.Option(help="Publish the final refit as a new version.")] = True,
+) -> None:
+    """Train walk-forward on the shipped bars, judge honestly, refit, publish with a model card."""
+    raise NotImplementedError
+
+
+@registry_cli.command("list")
+def registry_list(as_json: AsJson = False) -> None:
+    """Show every model, version and alias."""
+    from serve_app.registry import Registry
+
+    registry = Registry(_client_settings().registry_path)
+    rows = _told(
+        lambda: [
+            {
+                "model": model,
+                "version": version,
+                "aliases": sorted(alias for alias, to in registry.aliases(model).items() if to == version),
+                "published": registry.verify(model, version).created_at.isoformat(timespec="seconds"),
+            }
+            for model in registry.models()
+            for version in registry.versions(model)
+        ]
+    )
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("model", "version", "aliases", "published")
+    for row in rows:
+        table.add_row(str(row["model"]), str(row["version"]), ", ".join(row["aliases"]), str(row["published"]))
+    out.print(table)
+
+
+@registry_cli.command("verify")
+def registry_verify(model: str = "cnn_lstm", version: str = "latest") -> None:
+    """Check every byte of a version against its manifest."""
+    from serve_app.registry import Registry
+
+    manifest = _told(lambda: Registry(_client_settings().registry_path).verify(model, version))
+    out.print(f"{model} {manifest.version}: {len(manifest.files)} files as they were published")
+
+
+@registry_cli.command("alias")
+def registry_alias(alias: str, version: str, model: str = "cnn_lstm") -> None:
+    """Let an alias stand for a version."""
+    from serve_app.registry import Registry
+
+    _told(lambda: Registry(_client_settings().registry_path).set_alias(model, alias, version))
+    out.print(f"{model}: {alias} is now version {version}")
+
+
+@rollout_cli.command("show")
+def rollout_show(url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
+    """Show the share in force."""
+    with _client(_client_settings(), url, token, "ops") as gateway:
+        _print_rollout(_told(gateway.rollout), as_json)
+
+
+@rollout_cli.command("set")
+def rollout_set(
+    fraction: Annotated[float, typer.Argument(help="Share of callers whom Ray Serve answers.", min=0, max=1)],
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the share; 0 sends everybody back to legacy."""
+    with _client(_client_settings(), url, token, "ops admin") as gateway:
+        _print_rollout(_told(lambda: gateway.set_fraction(fraction)), as_json)
+
+
+def _print_rollout(document: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document))
+        return
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["changed_at"]))
+    out.print(f"ray_serve {document['ray_serve_fraction']:.2%}, set by {document['changed_by']} on {when}")
+
+
+@cli.command()
+def deploy(
+    profile: Annotated[str, typer.Option(help="Autoscaling profile.")] = "local",
+    size: Annotated[str, typer.Option(help="Size of a replica: small, medium, large or local.")] = "local",
+    version: Annotated[str, typer.Option(help="Version or alias.")] = "latest",
+    engine: Annotated[str, typer.Option(help="Engine of the replicas.")] = "torch",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the Serve configuration, deploy nothing.")] = False,
+    wait_s: Annotated[float, typer.Option(help="How long to wait until it runs.")] = 300.0,
+) -> None:
+    """Put the deployment onto the Ray cluster; other applications there stay as they are."""
+    from pydantic import ValidationError
+
+    from app.serve_api import DeployFailed, ServeApi
+    from serve_app.serve_config import ServedApplication, build_config
+
+    settings = _client_settings()
+    try:
+        application = ServedApplication.model_validate(
+            {"profile": profile, "size": size, "serves": _served(settings, version, engine)}
+        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        fail(f"{fault['loc'][-1]}: {fault['msg']}", EX_CONFIG)
+    config = build_config(application)
+    if dry_run:
+        print(json.dumps(config, indent=2))
+        return
+    try:
+        with ServeApi(settings.ray_dashboard_url, token=settings.ray_auth_token()) as api:
+            api.put(config)
+            api.wait_running(application.name, timeout_s=wait_s, on_progress=err.print, clock=time.monotonic)
+    except DeployFailed as error:
+        fail(str(error))
+
+
+def _served(settings: Settings, version: str, engine: str) -> ServedModel:
+    from serve_app.serve_config import ServedModel
+
+    registry_path = str(settings.registry_path.resolve())
+    return ServedModel.model_validate(
+        {"registry_path": registry_path, "model": settings.model, "version": version, "engine": engine}
+    )
+
+
+def _client_settings() -> Settings:
+    """The settings, with the development secret where no other is set and `make run` made one here."""
+    settings = load_settings()
+    if settings.jwt_secret is None and settings.jwt_secret_file is None and development.SECRET_FILE.exists():
+        return settings.with_overrides(jwt_secret_file=development.SECRET_FILE)
+    return settings
+
+
+def _client(settings: Settings, url: str | None, token: str | None, scope: str) -> GatewayClient:
+    from app.client import GatewayClient
+
+    if url is None:
+        url = development.URL_FILE.read_text() if development.URL_FILE.exists() else _DEFAULT_URL
+    return GatewayClient(url, token or _mint(settings, "operator", scope, 60))
+
+
+def _mint(settings: Settings, subject: str, scope: str, lifetime_s: int = 86400) -> str:
+    from app.auth import mint_token
+
+    return mint_token(
+        settings.signing_secret(),
+        subject=subject,
+        scopes=scope.split(),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        lifetime_s=lifetime_s,
+        now=time.time(),
+    )
+
+
+def _told(ask: Callable[[], T]) -> T:
+    """The answer, or one plain line for what is known to go wrong."""
+    from app.client import GatewayRefused
+    from app.symbol_report import NoWindow
+    from serve_app.registry import RegistryError
+
+    try:
+        return ask()
+    except (GatewayRefused, RegistryError, NoWindow) as error:
+        fail(str(error))

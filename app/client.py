@@ -1,0 +1,66 @@
+"""A small client of the gateway, for the command line, the benchmarks and the tests."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from serve_app.contract import FloatArray
+
+
+class GatewayRefused(Exception):
+    """The gateway gave no answer, or answered with a problem; the message is one line."""
+
+
+class GatewayClient:
+    """Talks to one gateway over one kept connection.
+
+    Args:
+        url: Root of the gateway, `http://127.0.0.1:8000`.
+        token: Bearer token.
+        timeout_s: Limit of each request, above the gateway's own deadline.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = 10.0) -> None:
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, trust_env=False
+        )
+
+    def __enter__(self) -> GatewayClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._http.close()
+
+    def predict(self, windows: FloatArray, *, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """Ask for predictions; windows are float32[F, T] or float32[B, F, T] and travel as raw bytes."""
+        headers = {"Content-Type": "application/octet-stream", **(headers or {})}
+        return self._answer("POST", "/ray-serve/predict", content=windows.astype("<f4").tobytes(), headers=headers)
+
+    def rollout(self) -> dict[str, Any]:
+        """The share in force, and who set it."""
+        return self._answer("GET", "/rollout")
+
+    def set_fraction(self, fraction: float) -> dict[str, Any]:
+        """Give Ray Serve this share of the callers, 0..1."""
+        return self._answer("PUT", "/rollout", json={"ray_serve_fraction": fraction})
+
+    def _answer(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise GatewayRefused(f"no answer from {self._http.base_url}: {error}") from error
+        if response.is_error:
+            raise GatewayRefused(_problem(response))
+        return dict(response.json())
+
+
+def _problem(response: httpx.Response) -> str:
+    """One line from problem+json, or the status where a proxy answered in the gateway's place."""
+    try:
+        problem = response.json()
+        return f"{problem['status']} {problem['title']}: {problem['detail']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code} {response.reason_phrase}"

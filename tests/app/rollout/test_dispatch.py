@@ -1,0 +1,127 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from app.backends.base import Answer, Arm, Call
+from app.backends.fake import FakeBackend
+from app.rollout.dispatch import Dispatcher, Served
+from serve_app.contract import (
+    ERRORS_BY_CODE,
+    ModelOutputInvalid,
+    NotReady,
+    Options,
+    ReplicaLost,
+    ServingError,
+)
+
+FINAL = {"invalid-windows", "model-not-found", "overloaded"}
+
+
+class Rig:
+    """Both arms, a share and a clock that stands still at 100 s."""
+
+    def __init__(self, *names: str) -> None:
+        self.ray, self.legacy = FakeBackend("ray_serve"), FakeBackend("legacy")
+        self.fraction = 1.0
+        arms = [arm for arm in (self.ray, self.legacy) if not names or arm.name in names]
+        self.dispatcher = Dispatcher(arms, fraction=lambda: self.fraction, sticky_key=b"k" * 32, clock=lambda: 100.0)
+
+    async def ask(self, subject: str = "desk", route_to: str | None = None, version: str | None = None) -> Served:
+        windows = np.zeros((2, 50, 60), np.float32)
+        call = Call(windows, Options(), 102.0, "request", "0" * 16, version=version)
+        return await self.dispatcher.predict(call, subject=subject, route_to=route_to)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+async def test_the_share_decides_who_answers(rig: Rig) -> None:
+    assert (await rig.ask()).arm == Arm("ray_serve")
+    rig.fraction = 0.0
+    assert (await rig.ask()).arm == Arm("legacy")
+
+
+async def test_a_caller_stays_on_one_side(rig: Rig) -> None:
+    rig.fraction = 0.5
+    sides = {subject: {(await rig.ask(subject)).arm.backend for _ in range(5)} for subject in "abcdefghij"}
+    assert all(len(side) == 1 for side in sides.values())
+    assert {next(iter(side)) for side in sides.values()} == {"ray_serve", "legacy"}
+
+
+@pytest.mark.parametrize("code", sorted(set(ERRORS_BY_CODE) - FINAL))
+async def test_a_failure_on_ray_serve_is_answered_by_legacy_and_named(rig: Rig, code: str) -> None:
+    rig.ray.error = ERRORS_BY_CODE[code]()
+    served = await rig.ask()
+    assert (served.arm, served.fallback) == (Arm("legacy"), code)
+
+
+@pytest.mark.parametrize("code", sorted(FINAL))
+async def test_bad_input_and_shedding_never_fall_back(rig: Rig, code: str) -> None:
+    rig.ray.error = ERRORS_BY_CODE[code]()
+    with pytest.raises(ERRORS_BY_CODE[code]):
+        await rig.ask()
+    assert not rig.legacy.calls
+
+
+async def test_ray_serve_gets_seven_tenths_of_the_time_and_legacy_the_rest(rig: Rig) -> None:
+    rig.ray.error = ReplicaLost()
+    await rig.ask()
+    assert rig.ray.calls[0].deadline == pytest.approx(101.4)
+    assert rig.legacy.calls[0].deadline == 102.0
+
+
+@pytest.mark.parametrize(("names", "route_to"), [(("ray_serve",), None), ((), "ray_serve")])
+async def test_without_a_fallback_the_whole_time_is_ray_serves(names: tuple[str, ...], route_to: str | None) -> None:
+    rig = Rig(*names)
+    rig.ray.error = ReplicaLost("gone")
+    with pytest.raises(ReplicaLost):
+        await rig.ask(route_to=route_to)
+    assert rig.ray.calls[0].deadline == 102.0
+    assert not rig.legacy.calls
+
+
+async def test_legacy_does_not_fall_back_to_what_it_replaces(rig: Rig) -> None:
+    rig.fraction = 0.0
+    rig.legacy.error = NotReady()
+    with pytest.raises(NotReady):
+        await rig.ask()
+    assert not rig.ray.calls
+
+
+async def test_an_arm_alone_answers_everybody_whatever_the_share() -> None:
+    rig = Rig("legacy")
+    assert (await rig.ask()).arm == Arm("legacy")
+    assert (await rig.ask()).fallback is None
+
+
+async def test_an_arm_that_is_not_configured_cannot_be_chosen() -> None:
+    with pytest.raises(NotReady):
+        await Rig("legacy").ask(route_to="ray_serve")
+
+
+async def test_an_answer_with_nan_is_made_good_by_legacy_and_never_passed_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = rig.ray.predict
+
+    async def poisoned(call: Call) -> Answer:
+        answer = await honest(call)
+        bad = answer.prediction.regression_pred.copy()
+        bad[0] = np.nan
+        return replace(answer, prediction=replace(answer.prediction, regression_pred=bad))
+
+    monkeypatch.setattr(rig.ray, "predict", poisoned)
+    served = await rig.ask()
+    assert (served.arm, served.fallback) == (Arm("legacy"), "model-output-invalid")
+    with pytest.raises(ModelOutputInvalid):
+        await rig.ask(route_to="ray_serve")
+
+
+async def test_legacy_answers_a_candidates_callers_with_its_own_version(rig: Rig) -> None:
+    rig.ray.error = ServingError()
+    await rig.ask(version="4")
+    assert rig.ray.calls[0].version == "4"
+    assert rig.legacy.calls[0].version is None

@@ -1,0 +1,120 @@
+"""Real processes for the integration tests: a gateway as an operator starts it, a deployment as an operator puts it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+
+from app.auth import mint_token
+from app.local_ray import LocalRay
+from app.serve_api import ServeApi
+from serve_app.contract import APP_NAME
+from serve_app.serve_config import ServedApplication, build_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def deploy(cluster: LocalRay, application: ServedApplication) -> None:
+    """Put an application onto a cluster and wait until it runs."""
+    with ServeApi(cluster.dashboard_url, token=cluster.token_file.read_text()) as api:
+        api.put(build_config(application))
+        api.wait_running(application.name, timeout_s=120, on_progress=print, clock=time.monotonic)
+
+
+def replica_pids(cluster: LocalRay) -> list[int]:
+    """Process ids of the running replicas of our application."""
+    with ServeApi(cluster.dashboard_url, token=cluster.token_file.read_text()) as api:
+        deployments = api.application(APP_NAME)["deployments"].values()
+    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
+    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+
+
+class GatewayProcess:
+    """`sluice serve` as an operator starts it, in a folder of its own."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._secret = secrets.token_urlsafe(48)
+        self.log = folder / "gateway.log"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "serve", "--port", self.url.rpartition(":")[2]],
+            cwd=folder,
+            env={
+                **os.environ,
+                "MODEL_REGISTRY_PATH": str(ROOT / "models"),
+                "GATEWAY_JWT_SECRET": self._secret,
+                **environment,
+            },
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.started_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def headers(self, scopes: str = "predict ops admin", subject: str = "desk") -> dict[str, str]:
+        token = mint_token(
+            self._secret.encode(),
+            subject=subject,
+            scopes=scopes.split(),
+            issuer="sluice",
+            audience="sluice",
+            lifetime_s=3600,
+            now=time.time(),
+        )
+        return {"Authorization": f"Bearer {token}"}
+
+    def client(self, scopes: str = "predict ops admin") -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers(scopes), timeout=10.0, trust_env=False)
+
+    def arm_status(self, arm: str) -> str:
+        """What `/health` says of one arm; `away` while nobody listens."""
+        try:
+            arms = httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).json()["arms"]
+        except httpx.HTTPError:
+            return "away"
+        return next((row["status"] for row in arms if row["arm"] == arm), "missing")
+
+    def wait_for(self, arm: str, timeout_s: float = 60.0) -> float:
+        """Wait until an arm answers its probes; returns the seconds since the gateway's start."""
+        wait_until(lambda: self.arm_status(arm) in ("healthy", "degraded"), timeout_s, f"{arm} to answer")
+        return time.monotonic() - self.started_at
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> int:
+        if self.is_alive():
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(40)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll a real process; the limit is a safety net, far above what is expected."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:.0f} s for {what}")
+        time.sleep(0.1)
