@@ -357,3 +357,7 @@ def _told(ask: Callable[[], T]) -> T:
         return ask()
     except (GatewayRefused, RegistryError, NoWindow) as error:
         fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

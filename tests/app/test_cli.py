@@ -1,0 +1,102 @@
+"""The command line as a process: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from app.auth import Key, KeySet, TokenVerifier
+
+SECRET = "vR3kQ0mZy8Tn5LwXc7HdFgJ2sBpEuA9iKoNqWxYz4Mh6"
+EX_CONFIG = 78
+
+
+def sluice(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "RAY_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *words],
+        cwd=cwd,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def assert_one_plain_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("sluice: ")
+    assert result.stderr.count("\n") == 1
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_token_prints_one_token_that_the_gateway_takes_and_nothing_else(tmp_path: Path) -> None:
+    result = sluice("token", "--sub", "desk", "--scope", "predict ops", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    (token,) = result.stdout.splitlines()
+    verifier = TokenVerifier(KeySet({None: Key.hs256(SECRET.encode())}), issuer="sluice", audience="sluice")
+    principal = verifier.verify(token)
+    assert (principal.subject, principal.scopes) == ("desk", {"predict", "ops"})
+
+
+def test_without_a_secret_there_is_one_line_that_says_so(tmp_path: Path) -> None:
+    assert_one_plain_line(sluice("token", "--sub", "desk", cwd=tmp_path), EX_CONFIG, "secret")
+    assert_one_plain_line(sluice("serve", cwd=tmp_path), EX_CONFIG, "secret")
+
+
+def test_a_taken_port_is_one_line_that_names_another(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = sluice("serve", "--port", str(port), cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+    assert_one_plain_line(result, EX_CONFIG, str(port), f"PORT={port + 1}")
+
+
+def test_a_missing_model_is_one_line_that_names_the_registry(tmp_path: Path) -> None:
+    result = sluice("serve", "--port", "0", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+    assert_one_plain_line(result, EX_CONFIG, "no model", "models")
+
+
+def test_a_weak_secret_is_refused_and_not_printed(tmp_path: Path) -> None:
+    result = sluice("serve", cwd=tmp_path, GATEWAY_JWT_SECRET="hunter2hunter2")
+    assert_one_plain_line(result, EX_CONFIG, "32 bytes")
+    assert "hunter2" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("predict", "--symbol", "TSLA"), "MSFT"),
+        (("predict", "--symbol", "MSFT", "--date", "soon"), "YYYY-MM-DD"),
+        (("predict", "--symbol", "MSFT", "--url", "http://127.0.0.1:9"), "127.0.0.1:9"),
+        (("rollout", "show", "--url", "http://127.0.0.1:9"), "127.0.0.1:9"),
+        (("registry", "verify"), "registry"),
+    ],
+)
+def test_what_an_operator_can_mend_is_one_plain_line(tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
+    assert_one_plain_line(sluice(*words, cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET), 1, expected)
+
+
+def test_deploy_without_a_cluster_is_one_plain_line(tmp_path: Path) -> None:
+    environment = {"GATEWAY_RAY_DASHBOARD_URL": "http://127.0.0.1:9"}
+    assert_one_plain_line(sluice("deploy", cwd=tmp_path, **environment), 1, "Ray dashboard")
+
+
+def test_an_unknown_profile_is_refused_before_anything_is_put(tmp_path: Path) -> None:
+    assert_one_plain_line(sluice("deploy", "--profile", "yolo", cwd=tmp_path), EX_CONFIG, "profile")
+
+
+def test_help_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
+    code = "import sys, app.cli; sys.exit(bool({'torch', 'ray', 'fastapi'} & set(sys.modules)))"
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60).returncode == 0
+    print(f"imported in {time.monotonic() - started:.2f} s")

@@ -1,0 +1,43 @@
+from app.serve_api import merge
+from serve_app.serve_config import ServedApplication, build_config
+
+
+def instance(**applications: dict[str, object] | None) -> dict[str, object]:
+    return {
+        "proxy_location": "EveryNode",
+        "applications": {name: {"deployed_app_config": config} for name, config in applications.items()},
+    }
+
+
+def names(config: dict[str, object]) -> list[str]:
+    return [application["name"] for application in config["applications"]]
+
+
+def test_other_peoples_applications_are_kept_as_they_were_declared() -> None:
+    theirs = {"name": "theirs", "import_path": "their.module:app", "route_prefix": "/theirs"}
+    merged = merge(instance(theirs=theirs), build_config(ServedApplication()))
+    assert theirs in merged["applications"]
+    assert names(merged) == ["theirs", "cnn_lstm_predictor"]
+
+
+def test_our_application_is_replaced_and_not_doubled() -> None:
+    old = {"name": "cnn_lstm_predictor", "import_path": "old:app"}
+    merged = merge(instance(cnn_lstm_predictor=old), build_config(ServedApplication()))
+    assert names(merged) == ["cnn_lstm_predictor"]
+    assert old not in merged["applications"]
+
+
+def test_a_candidate_stands_beside_the_version_in_service() -> None:
+    current = build_config(ServedApplication())["applications"][0]
+    merged = merge(instance(cnn_lstm_predictor=current), build_config(ServedApplication(name="cnn_lstm_predictor-2")))
+    assert names(merged) == ["cnn_lstm_predictor", "cnn_lstm_predictor-2"]
+
+
+def test_proxies_that_others_are_reached_through_stay_up() -> None:
+    theirs = {"name": "theirs", "import_path": "their.module:app"}
+    assert merge(instance(theirs=theirs), build_config(ServedApplication()))["proxy_location"] == "EveryNode"
+    assert merge(instance(), build_config(ServedApplication()))["proxy_location"] == "Disabled"
+
+
+def test_an_application_that_was_never_declared_is_not_put() -> None:
+    assert names(merge(instance(imperative=None), build_config(ServedApplication()))) == ["cnn_lstm_predictor"]
