@@ -111,7 +111,7 @@ class LocalRay:
         """End the cluster's processes and remove its folder; safe to call twice."""
         if self._process is not None:
             # The raylet's workers leave its process group, so the tree is listed before its root goes.
-            family = _descendants(self._process.pid)
+            family = descendants(self._process.pid)
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout_s)
@@ -166,13 +166,13 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Process ids of everything below `pid`, read from /proc; processes that end meanwhile are left out."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             children += [int(child) for child in task.read_text().split()]
-    return children + [below for child in children for below in _descendants(child)]
+    return children + [below for child in children for below in descendants(child)]
 
 
 def _end(pids: list[int], timeout_s: float) -> None:
