@@ -1,0 +1,53 @@
+"""The import rules of `pyproject.toml`: the tree keeps them, and each of them catches a breach."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+BREACHES = {
+    "the model side imports the gateway": ("serve_app/engine.py", "import app.errors"),
+    "the request path imports torch": ("app/api/predict.py", "import torch"),
+    "the gateway's side of the bridge imports ray": ("app/backends/ray_serve.py", "import ray"),
+    "the model imports ray": ("serve_app/model.py", "from ray import serve"),
+    "a route verifies tokens by itself": ("app/api/predict.py", "from jose import jwt"),
+    "a backend imports the routes": ("app/backends/coalesce.py", "import app.api.predict"),
+    "the routes import the engine": ("app/api/predict.py", "import serve_app.engine"),
+    "the routes open the registry": ("app/api/ops.py", "import serve_app.registry"),
+}
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for package in ("app", "serve_app"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_tree_keeps_the_import_rules(tree: Path) -> None:
+    result = lint_imports(tree)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_breach_is_caught(tree: Path, breach: str) -> None:
+    file, line = BREACHES[breach]
+    with (tree / file).open("a") as source:
+        source.write(f"\n{line}\n")
+    result = lint_imports(tree)
+    assert result.returncode == 1, result.stdout
+    assert "BROKEN" in result.stdout
