@@ -1,4 +1,4 @@
-"""Engines: a loaded model that answers windows, one call at a time on the caller's thread. No Ray, no HTTP, no queue."""
+"""Engines: a loaded model that answers windows, one call at a time, on the thread that calls. No Ray, HTTP or queue."""
 
 from __future__ import annotations
 
