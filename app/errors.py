@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -177,7 +178,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, HTTPException):
         return _http_problem(error)
     if isinstance(error, RequestValidationError):
-        return _validation_problem(error)
+        return problem_of(invalid_model(error))
     return Problem(500, GatewayError.code, GatewayError.title, "an unforeseen failure; it is logged")
 
 
@@ -214,18 +215,18 @@ def _http_problem(error: HTTPException) -> Problem:
     return Problem(status, kind.code, kind.title, detail, dict(error.headers or {}))
 
 
-def _validation_problem(error: RequestValidationError) -> Problem:
+def invalid_model(error: ValidationError | RequestValidationError) -> GatewayError:
     """Where the faults are and of which kind, never what was sent: the first ten, without their input."""
     faults = error.errors()
     if any(fault["type"] == "json_invalid" for fault in faults):
-        return problem_of(BadRequest("the body is not JSON"))
+        return BadRequest("the body is not JSON")
     places = [{"pointer": _pointer(fault), "fault": str(fault["type"])[:60]} for fault in faults[:_MAX_FAULTS]]
-    return problem_of(InvalidInput("a field is missing, unknown or of the wrong kind", members={"errors": places}))
+    return InvalidInput("a field is missing, unknown or of the wrong kind", members={"errors": places})
 
 
 def _pointer(fault: Any) -> str:
     """Where the fault is, as a JSON pointer (RFC 6901); an unknown field's name is the caller's and not repeated."""
-    parts = fault["loc"][1:-1] if fault["type"] == "extra_forbidden" else fault["loc"][1:]
+    parts = fault["loc"][:-1] if fault["type"] == "extra_forbidden" else fault["loc"]
     return "".join(f"/{part}" for part in parts)[:100]
 
 

@@ -1,0 +1,82 @@
+"""What routes are given: the gateway's parts, and the principal that a route's scope asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from starlette.types import Scope
+
+from app.auth import Principal, TokenVerifier, bearer_token
+from app.backends.base import Backend
+from app.backends.probe import Prober
+from app.errors import Forbidden
+from app.observability.metrics import Metrics
+from app.rollout.dispatch import Dispatcher
+from app.rollout.state import Rollout
+
+# The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
+PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/docs", "/openapi.json"})
+
+BEARER = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token with the scope that the route names.")
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of one gateway, wired by `create_app`; routes find it as `app.state.gateway`."""
+
+    backends: Sequence[Backend]
+    dispatcher: Dispatcher
+    rollout: Rollout
+    prober: Prober
+    verifier: TokenVerifier
+    metrics: Metrics
+    metrics_public: bool
+    clock: Callable[[], float]
+    started_at: float
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that serves this request."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def authenticate(verifier: TokenVerifier, scope: Scope) -> Principal:
+    """Who asks. Raises `Unauthenticated`."""
+    return verifier.verify(bearer_token(value for name, value in scope["headers"] if name == b"authorization"))
+
+
+def require_scope(principal: Principal, scope: str) -> None:
+    """Raises `Forbidden` where the principal's token does not hold the scope."""
+    if scope not in principal.scopes:
+        raise Forbidden(
+            f"this needs a token with the scope {scope}",
+            headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
+        )
+
+
+async def _authorize(
+    request: Request,
+    gateway: Annotated[Gateway, Depends(gateway_of)],
+    scopes: SecurityScopes,
+    _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],  # shows the scheme in OpenAPI
+) -> Principal:
+    principal = authenticate(gateway.verifier, request.scope)
+    for scope in scopes.scopes:
+        require_scope(principal, scope)
+    return principal
+
+
+async def _authorize_scrape(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> None:
+    if not gateway.metrics_public:
+        require_scope(authenticate(gateway.verifier, request.scope), "ops")
+
+
+GatewayDep = Annotated[Gateway, Depends(gateway_of)]
+Operator = Annotated[Principal, Security(_authorize, scopes=["ops"])]
+Admin = Annotated[Principal, Security(_authorize, scopes=["admin"])]
+Scraper = Annotated[None, Depends(_authorize_scrape)]

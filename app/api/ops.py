@@ -1,0 +1,93 @@
+"""What operators and probes ask: health, readiness, statistics, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app.api.deps import Gateway, GatewayDep, Operator, Scraper
+from app.backends.base import Backend
+from app.errors import NotFound
+from app.rollout.dispatch import CANARY
+
+router = APIRouter(tags=["operations"])
+
+_STATS_TIMEOUT_S = 1.0
+_RETRY_AFTER = {"Retry-After": "5"}
+
+
+@router.get("/health", responses={503: {"description": "No arm answers, or none was asked yet."}})
+async def show_health(gateway: GatewayDep) -> JSONResponse:
+    """Whether predictions are answered in time, from the last real inference on each arm."""
+    report = gateway.prober.report()
+    if report["status"] in {"healthy", "degraded"}:
+        return JSONResponse(report)
+    return JSONResponse(report, 503, _RETRY_AFTER)
+
+
+@router.get("/health/live")
+async def show_live() -> dict[str, str]:
+    """The process answers; nothing else is asked."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready", responses={503: {"description": "No arm can answer."}})
+async def show_ready(gateway: GatewayDep) -> JSONResponse:
+    """Whether at least one arm can answer now."""
+    statuses = {backend.name: backend.status() for backend in gateway.backends}
+    arms = [{"arm": name, "ready": status.ready, "reason": status.reason} for name, status in statuses.items()]
+    if any(status.ready for status in statuses.values()):
+        return JSONResponse({"status": "ready", "arms": arms})
+    return JSONResponse({"status": "not-ready", "arms": arms}, 503, _RETRY_AFTER)
+
+
+@router.get("/stats")
+async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
+    """The gateway's own figures: what it answered and refused, the rollout, and each arm's state."""
+    return {
+        "uptime_s": round(gateway.clock() - gateway.started_at, 3),
+        **gateway.metrics.totals(),
+        "rollout": gateway.rollout.document(),
+        "backends": {
+            backend.name: {"ready": status.ready, "reason": status.reason, **status.detail}
+            for backend in gateway.backends
+            for status in [backend.status()]
+        },
+    }
+
+
+@router.get("/ray-serve/stats", tags=["ray-serve"], responses={404: {"description": "Ray Serve is not configured."}})
+async def show_ray_serve_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
+    """Ray Serve's figures, per replica and in total."""
+    for backend in gateway.backends:
+        if backend.name == CANARY:
+            return await _stats_of(backend)
+    raise NotFound("Ray Serve is not configured: RAY_ADDRESS is empty")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def show_metrics(gateway: GatewayDep, _: Scraper) -> Response:
+    """Metrics for Prometheus."""
+    await _refresh_replicas(gateway)
+    return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _stats_of(backend: Backend) -> dict[str, Any]:
+    """The backend's figures, or the plain word that there are none now: a scrape must not wait for a peer."""
+    try:
+        async with asyncio.timeout(_STATS_TIMEOUT_S):
+            return await backend.stats()
+    except TimeoutError:
+        return {"replicas": [], "missing": "timeout"}
+
+
+async def _refresh_replicas(gateway: Gateway) -> None:
+    for backend in gateway.backends:
+        if backend.name == CANARY:
+            rows = (await _stats_of(backend)).get("replicas", [])
+            gpu_percent = {str(row["gpu_id"]): float(row["gpu_utilization_percent"]) for row in rows if "gpu_id" in row}
+            gateway.metrics.show_replicas(len(rows), gpu_percent)

@@ -1,0 +1,129 @@
+"""What OpenAPI says of the prediction route, which is plain ASGI and would not show by itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Header, Query, Security
+from fastapi.security import HTTPAuthorizationCredentials
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.deps import BEARER
+from app.errors import PROBLEM_JSON
+from serve_app.contract import CLASSES, MEMBERS, N_FEATURES, N_STEPS, WINDOW_BYTES
+
+Window = Annotated[
+    list[Annotated[list[float], Field(min_length=N_STEPS, max_length=N_STEPS)]],
+    Field(min_length=N_FEATURES, max_length=N_FEATURES),
+]
+
+
+class PredictionRequest(BaseModel):
+    """Windows of features by time steps, one or a batch, and what to return beside the prediction."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Window | Annotated[list[Window], Field(min_length=1)]
+    return_uncertainty: bool = True
+    use_ensemble: bool = True
+    return_features: bool = False
+
+
+class Predictions(BaseModel):
+    """One row per window."""
+
+    classification_probs: list[list[float]] = Field(description="Probabilities of " + ", ".join(CLASSES) + ".")
+    regression_pred: list[float] = Field(description="Expected return in units of its volatility (sd about 1).")
+    ensemble_weights: list[list[float]] | None = Field(description="Weights of " + ", ".join(MEMBERS) + ".")
+    features: list[list[float]] | None = Field(None, description="Fused features; only when asked for.")
+
+
+class Uncertainty(BaseModel):
+    """One value per window; standard deviations, but for the entropy."""
+
+    regression_uncertainty: list[float] = Field(description="Root of aleatoric² + epistemic².")
+    aleatoric: list[float]
+    epistemic: list[float]
+    predictive_entropy: list[float] = Field(description="Of the mean class distribution, in nats.")
+
+
+class PredictionResponse(BaseModel):
+    """The answer; it always has a leading axis of windows."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    predictions: Predictions
+    uncertainty: Uncertainty | None
+    processing_time_ms: float = Field(description="What the caller waited here.")
+    model_time_ms: float = Field(description="The forward pass of the group that these windows were part of.")
+    model_name: str
+    model_version: str
+    backend: str = Field(description="ray_serve or legacy.")
+    request_id: str
+    client_request_id: str | None
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="The request's id.")
+
+
+async def describe_predict(  # pragma: no cover  # only its signature is used
+    body: PredictionRequest,
+    _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    return_uncertainty: Annotated[bool | None, Query(description="With a binary body.")] = None,
+    use_ensemble: Annotated[bool | None, Query(description="With a binary body.")] = None,
+    return_features: Annotated[bool | None, Query(description="With a binary body.")] = None,
+    x_request_timeout_ms: Annotated[int | None, Header(ge=1, description="Deadline; also the gateway's limit.")] = None,
+    x_request_id: Annotated[str | None, Header(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None,
+    x_route_to: Annotated[str | None, Header(pattern="^(ray_serve|legacy)$", description="Needs the scope ops.")] = None,
+    x_route_key: Annotated[str | None, Header(description="Only for principals allowed by setting.")] = None,
+) -> PredictionResponse:
+    """Predict for one window or a batch. Needs a token with the scope `predict`."""
+    raise NotImplementedError
+
+
+_REFUSALS = {
+    400: "The body or a header value cannot be parsed.",
+    401: "No valid token.",
+    403: "The token does not allow this.",
+    413: "The body is too large.",
+    415: "The body's type or encoding is not taken.",
+    422: "Parsed, but not windows.",
+    429: "The caller's rate limit is used up.",
+    500: "An unforeseen failure.",
+    502: "The model failed or its answer was invalid.",
+    503: "No arm can answer now, or the queue is full.",
+    504: "The deadline passed.",
+}
+
+PREDICT_DOCUMENTATION: dict[str, Any] = {
+    "name": "predict",
+    "summary": "Predict",
+    "tags": ["ray-serve"],
+    "response_model": PredictionResponse,
+    "responses": {
+        status: {"description": text, "content": {PROBLEM_JSON: {"schema": ProblemDocument.model_json_schema()}}}
+        for status, text in _REFUSALS.items()
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": {
+                    "schema": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": f"Little-endian float32 of B x {N_FEATURES} x {N_STEPS} values, "
+                        f"{WINDOW_BYTES} bytes per window.",
+                    }
+                }
+            },
+        }
+    },
+}

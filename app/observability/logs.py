@@ -1,0 +1,142 @@
+"""Logs: one JSON object per line, ASCII, bounded fields, no secrets; written by a thread, never by the event loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import IO, Any
+
+_MAX_FIELD_CHARS = 256
+_MAX_TRACE_CHARS = 8192
+_MAX_WAITING_LINES = 10_000
+_FLUSH_INTERVAL_S = 0.2
+
+_SECRETS = re.compile(
+    r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]+"  # tokens
+    r"|gk_[A-Za-z0-9_-]+"  # API keys
+    r"|(?i:bearer)\s+[^\s\"',]+"
+    r"|(?i:(?:secret|password|token|sticky_key)\w*[\"']?\s*[=:]\s*)[^\s,;]+"
+)
+
+
+def redact(text: str) -> str:
+    """Replace whatever looks like a token, an API key or a named secret."""
+    return _SECRETS.sub("[redacted]", text)
+
+
+class LineWriter:
+    """Takes lines from the event loop and writes them from a thread, many at a time.
+
+    A reader that is slow or gone costs log lines, which are counted, and never a request.
+
+    Args:
+        stream: Where lines go, binary.
+        max_waiting_lines: Lines to hold; beyond them lines are dropped.
+        flush_interval_s: Seconds between writes.
+    """
+
+    def __init__(
+        self,
+        stream: IO[bytes],
+        *,
+        max_waiting_lines: int = _MAX_WAITING_LINES,
+        flush_interval_s: float = _FLUSH_INTERVAL_S,
+    ) -> None:
+        self.dropped = 0
+        self._stream = stream
+        self._max_waiting_lines = max_waiting_lines
+        self._flush_interval_s = flush_interval_s
+        self._waiting: deque[bytes] = deque()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write; lines queued before are written too."""
+        self._thread.start()
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """Queue one line; drops it when too many wait."""
+        if len(self._waiting) >= self._max_waiting_lines:
+            self.dropped += 1
+        else:
+            self._waiting.append(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+
+    def close(self) -> None:
+        """Write what waits and end the thread; waits two seconds for a stream that does not take it."""
+        self._closing.set()
+        self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._flush_interval_s):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not lines:
+            return
+        try:
+            self._stream.write(b"".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):  # a full disk, a closed pipe or file
+            self.dropped += len(lines)
+
+
+class JsonHandler(logging.Handler):
+    """Sends the standard library's log records through a `LineWriter`."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(_fields_of(record))
+        except Exception:  # a record that cannot be formatted must not fail the request that logged it
+            self.handleError(record)
+
+
+def timestamp() -> str:
+    """Now by the wall clock, UTC, milliseconds, RFC 3339."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+
+
+@contextmanager
+def logging_to(writer: LineWriter, level: str) -> Iterator[None]:
+    """Send every log record of the process from `level` up (debug, info, warning, error) through the writer."""
+    root = logging.getLogger()
+    handler = JsonHandler(writer)
+    level_before = root.level
+    writer.start()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        root.setLevel(level_before)
+        root.removeHandler(handler)
+        writer.close()
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "time": timestamp(),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "event": redact(record.getMessage())[:_MAX_FIELD_CHARS],
+    }
+    request_id = getattr(record, "request_id", None)
+    if request_id is not None:
+        fields["request_id"] = str(request_id)[:_MAX_FIELD_CHARS]
+    if record.exc_info:
+        # The end of a trace says more than its beginning.
+        fields["trace"] = redact("".join(traceback.format_exception(*record.exc_info)))[-_MAX_TRACE_CHARS:]
+    return fields

@@ -1,0 +1,168 @@
+"""What Prometheus sees: the `cnn_lstm_*` family, the gateway's stages, and the HTTP family of the instrumentator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_fastapi_instrumentator.metrics import Info
+
+from app.observability.ledger import STAGES
+from serve_app.contract import ERRORS_BY_CODE
+
+NO_VERSION = "none"
+
+LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+_STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_MAX_VERSIONS = 32
+
+
+class Metrics:
+    """One application's metrics, in a registry of its own so that many applications fit in a process.
+
+    Args:
+        multiproc_dir: Folder in which several workers add up their metrics; the client library must have been
+            imported with PROMETHEUS_MULTIPROC_DIR set. None for a single worker.
+    """
+
+    def __init__(self, multiproc_dir: Path | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self._multiproc_dir = multiproc_dir
+        self._versions: set[str] = set()
+        self._requests = Counter(
+            "cnn_lstm_prediction_requests_total",
+            "Prediction requests, answered or refused",
+            ["model_version"],
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "cnn_lstm_prediction_latency_seconds",
+            "What the caller of an answered prediction waited here",
+            ["model_version"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._errors = Counter(
+            "cnn_lstm_prediction_errors_total",
+            "Prediction requests refused or failed, by kind",
+            ["model_version", "error_type"],
+            registry=self.registry,
+        )
+        self._gpu = Gauge(
+            "cnn_lstm_gpu_utilization_percent",
+            "GPU utilization of a replica's device",
+            ["gpu_id"],
+            multiprocess_mode="mostrecent",
+            registry=self.registry,
+        )
+        self._replicas = Gauge(
+            "cnn_lstm_replicas_total",
+            "Replicas that can answer",
+            multiprocess_mode="mostrecent",
+            registry=self.registry,
+        )
+        stages = Histogram(
+            "gateway_stage_seconds",
+            "Where the time of answered predictions went",
+            ["stage"],
+            buckets=_STAGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._windows = Counter("gateway_windows_total", "Windows predicted, by arm", ["arm"], registry=self.registry)
+        self._fallbacks = Counter(
+            "gateway_fallbacks_total",
+            "Answers that legacy gave because Ray Serve failed, by kind of failure",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._http = Counter(
+            "http_requests_total",
+            "Requests by method, route template and status",
+            ["method", "handler", "status"],
+            registry=self.registry,
+        )
+        self._http_latency = Histogram(
+            "http_request_duration_seconds",
+            "Duration of requests by route template",
+            ["handler"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def count_prediction(
+        self,
+        *,
+        version: str,
+        arm: str,
+        fallback: str | None,
+        windows: int,
+        seconds: float,
+        stages_ms: Mapping[str, float],
+    ) -> None:
+        """Count one answered prediction."""
+        label = self._version(version)
+        self._requests.labels(label).inc()
+        self._latency.labels(label).observe(seconds)
+        self._windows.labels(arm).inc(windows)
+        if fallback is not None:
+            self._fallbacks.labels(fallback if fallback in ERRORS_BY_CODE else "other").inc()
+        for stage, duration_ms in stages_ms.items():
+            self._stages[stage].observe(duration_ms / 1e3)
+
+    def count_refusal(self, code: str) -> None:
+        """Count one prediction request that was refused or failed; `code` is a problem code, a closed set."""
+        self._requests.labels(NO_VERSION).inc()
+        self._errors.labels(NO_VERSION, code).inc()
+
+    def show_replicas(self, count: int, gpu_percent: Mapping[str, float]) -> None:
+        """Take over how many replicas there are and how busy their devices, by `gpu_id`."""
+        self._replicas.set(count)
+        for gpu_id, percent in gpu_percent.items():
+            self._gpu.labels(gpu_id).set(percent)
+
+    def count_http(self, info: Info) -> None:
+        """Count one HTTP request; called by the instrumentator with the route's template."""
+        method = info.method if info.method in _METHODS else "other"
+        self._http.labels(method, info.modified_handler, info.modified_status).inc()
+        self._http_latency.labels(info.modified_handler).observe(info.modified_duration)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes; over all workers where there are several."""
+        if self._multiproc_dir is None:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._multiproc_dir))
+        return generate_latest(registry)
+
+    def totals(self) -> dict[str, Any]:
+        """This worker's counts for `/stats`."""
+        return {
+            "predictions": _sum(self._requests) - _sum(self._errors),
+            "refusals": {labels["error_type"]: value for labels, value in _values(self._errors)},
+            "windows": {labels["arm"]: value for labels, value in _values(self._windows)},
+            "fallbacks": {labels["reason"]: value for labels, value in _values(self._fallbacks)},
+        }
+
+    def _version(self, version: str) -> str:
+        """Versions come from the registry; the bound holds even against a backend that makes them up."""
+        if version not in self._versions:
+            if len(self._versions) >= _MAX_VERSIONS:
+                return "other"
+            self._versions.add(version)
+        return version
+
+
+def _values(counter: Counter) -> Iterable[tuple[dict[str, str], int]]:
+    for metric in counter.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_total"):
+                yield sample.labels, int(sample.value)
+
+
+def _sum(counter: Counter) -> int:
+    return sum(value for _, value in _values(counter))

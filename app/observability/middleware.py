@@ -1,0 +1,77 @@
+"""The outermost layer of every request: its ledger and id, the common headers, the access log, the last resort."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import problem_response
+from app.observability.ledger import Ledger
+from app.observability.logs import LineWriter, timestamp
+
+_LOGGER = logging.getLogger(__name__)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_COMMON_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Edge:
+    """Pure ASGI: opens the ledger, stamps every answer, logs it, and answers 500 for what nobody caught.
+
+    Args:
+        app: The next layer.
+        clock: Monotonic seconds.
+        access_log: Takes one line per request; None for no access log.
+    """
+
+    def __init__(self, app: ASGIApp, *, clock: Callable[[], float], access_log: LineWriter | None) -> None:
+        self._app = app
+        self._clock = clock
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        ledger = Ledger(self._clock)
+        ledger.open(scope)
+        status = 0
+
+        async def stamp(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                request_id = (b"x-request-id", ledger.request_id.encode())
+                message["headers"] = [*message.get("headers", ()), *_COMMON_HEADERS, request_id]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, stamp)
+        except Exception as error:
+            _LOGGER.exception("unhandled exception", extra={"request_id": ledger.request_id})
+            if status:  # the head has left: only a cut connection can still say that this answer is not whole
+                raise
+            await problem_response(error, ledger.request_id)(scope, receive, stamp)
+        finally:
+            if self._access_log is not None:
+                self._access_log.write(_access_line(scope, ledger, status))
+
+
+def _access_line(scope: Scope, ledger: Ledger, status: int) -> dict[str, object]:
+    """Nothing of the caller's own making, but for values that were checked against a narrow pattern."""
+    route = scope.get("route")
+    return {
+        "time": timestamp(),
+        "level": "info",
+        "event": "request",
+        "request_id": ledger.request_id,
+        "method": scope["method"] if scope["method"] in _METHODS else "other",
+        "route": getattr(route, "path", "none"),
+        "status": status,
+        "duration_ms": round(ledger.total_ms(), 3),
+        **ledger.facts,
+    }
