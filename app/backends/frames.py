@@ -19,7 +19,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -138,9 +138,8 @@ class FrameConnection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=MAX_PAYLOAD_BYTES)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
+        self._transport.set_write_buffer_limits(high=MAX_PAYLOAD_BYTES)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -1,0 +1,355 @@
+"""The backend `ray_serve`: groups of windows go to a bridge process, which is a Ray driver; this process never is.
+
+RayServeBackend.predict ─► Coalescer, one per application ─► BridgeProcess ═ frames ═ bridge.py ─► replicas
+                supervises: starts a BridgeProcess, waits for its end, starts the next
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.backends.base import Answer, BackendStatus, Call
+from app.backends.coalesce import Coalescer, Group
+from app.backends.frames import Frame, FrameConnection, FrameError, Kind
+from serve_app.contract import (
+    APP_NAME,
+    ERRORS_BY_CODE,
+    ModelOutputInvalid,
+    NotReady,
+    Prediction,
+    ReplicaLost,
+    ServingError,
+)
+from serve_app.serve_config import SERVE_ENV
+
+_log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+GOOD_LIFE_S = 10.0  # a bridge that lived this long starts the backoff anew
+STARTING_LIMIT_S = 60.0  # importing Ray on a busy machine
+SILENCE_LIMIT_S = 5.0  # the bridge speaks twice a second; one that is stopped or stuck is replaced
+STATS_TIMEOUT_S = 1.0
+END_TIMEOUT_S = 2.0
+
+# Ray ends a driver whose control store is away for this long. The bridge decides earlier, and better: it knows
+# whether replicas still answer.
+RECONNECT_TIMEOUT_S = 600
+
+_CALL_IDS = 2**32
+
+
+class RayServeBackend:
+    """Predictions from Ray Serve, through a bridge process that is started, watched and replaced.
+
+    Args:
+        ray_address: `host:port` of the cluster's control store, or `auto`. Nothing needs to be there yet.
+        app_name: Application of the default version; version V is served by `APP_NAME-V`.
+        max_group_windows: Most windows in one handle call.
+        max_in_flight: Most handle calls under way per application.
+        max_queued_windows: Most windows waiting per application.
+        environment: Variables for the bridge process, on top of this process's own.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ValueError: A `ray://` address: Ray's client is several times slower for handles and drops their limits.
+    """
+
+    name = "ray_serve"
+
+    def __init__(
+        self,
+        ray_address: str,
+        *,
+        app_name: str = APP_NAME,
+        max_group_windows: int = 32,
+        max_in_flight: int = 4,
+        max_queued_windows: int = 1024,
+        environment: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if "://" in ray_address:
+            raise ValueError("the Ray address must be host:port of a cluster that this host is a node of, not a URL")
+        self._address = ray_address
+        self._app_name = app_name
+        self._limits = {
+            "max_group_windows": max_group_windows,
+            "max_in_flight": max_in_flight,
+            "max_queued_windows": max_queued_windows,
+        }
+        self._environment = dict(environment or {})
+        self._clock = clock
+        self._coalescers: dict[str, Coalescer] = {}
+        self._bridge: BridgeProcess | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self._starts = 0
+
+    async def start(self) -> None:
+        self._supervision = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        if self._supervision is not None:
+            self._supervision.cancel()
+            await asyncio.gather(self._supervision, return_exceptions=True)
+        for coalescer in self._coalescers.values():
+            coalescer.close()
+
+    async def predict(self, call: Call) -> Answer:
+        app = self._app(call.version)
+        if (reason := self._obstacle(app)) != "ok":
+            raise NotReady(_OBSTACLES[reason])
+        return await self._coalescer(app).predict(call)
+
+    def status(self) -> BackendStatus:
+        reason = self._obstacle(self._app_name)
+        detail: dict[str, Any] = {"starts": self._starts, "bridge": None, "apps": {}}
+        if self._bridge is not None:
+            detail |= {"bridge": self._bridge.state, "pid": self._bridge.pid, "apps": self._bridge.apps}
+        return BackendStatus(reason == "ok", reason, detail)
+
+    async def stats(self) -> dict[str, Any]:
+        """Figures per application, under `apps`: `gateway` has the coalescer's, `replicas` a row per replica."""
+        replicas = await self._replica_stats()
+        apps = sorted(replicas.keys() | self._coalescers.keys() | {self._app_name})
+        return {"apps": {app: self._app_stats(app, replicas) for app in apps}}
+
+    def _app_stats(self, app: str, replicas: dict[str, Any]) -> dict[str, Any]:
+        coalescer = self._coalescers.get(app)
+        rows = replicas.get(app, {"replicas": [], "missing": NotReady.code})
+        return {"gateway": coalescer.stats() if coalescer else None, **rows}
+
+    async def _replica_stats(self) -> dict[str, Any]:
+        if self._bridge is None:
+            return {}
+        try:
+            return await asyncio.wait_for(self._bridge.stats(), STATS_TIMEOUT_S)
+        except (ServingError, TimeoutError):
+            return {}
+
+    def _app(self, version: str | None) -> str:
+        return self._app_name if version is None else f"{self._app_name}-{version}"
+
+    def _obstacle(self, app: str) -> str:
+        """What keeps the application from answering now: `ok` or a key of `_OBSTACLES`."""
+        bridge = self._bridge
+        if bridge is None or bridge.is_clogged:
+            return "no-bridge"
+        if bridge.state != "joined":
+            return bridge.state
+        if app not in bridge.apps:
+            return "no-application"
+        return "ok" if bridge.apps[app]["ready"] else "no-replica"
+
+    def _coalescer(self, app: str) -> Coalescer:
+        """One per application, so that one that hangs fills its own slots and queue and nobody else's."""
+        if app not in self._coalescers:
+            for other in [name for name, coalescer in self._coalescers.items() if coalescer.is_idle]:
+                del self._coalescers[other]
+            self._coalescers[app] = Coalescer(lambda group: self._send(app, group), **self._limits, clock=self._clock)
+        return self._coalescers[app]
+
+    async def _send(self, app: str, group: Group) -> Prediction:
+        if self._bridge is None:
+            raise NotReady(_OBSTACLES["no-bridge"])
+        return await self._bridge.predict(app, group)
+
+    async def _supervise(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            born = self._clock()
+            self._starts += 1
+            self._bridge = BridgeProcess(self._address, self._app_name, self._environment, self._clock)
+            try:
+                end = f"exit code {await self._bridge.live()}"
+            except OSError as error:
+                end = f"no start: {error.strerror}"
+            finally:
+                self._bridge = None
+            backoff_s = FIRST_BACKOFF_S if self._clock() - born > GOOD_LIFE_S else min(2 * backoff_s, MAX_BACKOFF_S)
+            _log.warning("the bridge to Ray ended (%s); starting another in %.1f s", end, backoff_s)
+            await asyncio.sleep(backoff_s)
+
+
+_OBSTACLES = {
+    "no-bridge": "the bridge to Ray is being started",
+    "starting": "the bridge to Ray is being started",
+    "no-cluster": "there is no Ray cluster",
+    "joining": "the Ray cluster is being joined",
+    "no-application": "the model is not deployed",
+    "no-replica": "the model has no running replica",
+}
+
+
+class BridgeProcess:
+    """One life of the bridge: from its start to its end, with the calls that are under way in it.
+
+    Attributes:
+        state: `starting`, or what the bridge last said: `no-cluster`, `joining`, `joined`.
+        apps: Its applications by name: `status`, `replicas`, `ready`.
+        pid: Process id, None until it runs.
+    """
+
+    def __init__(self, address: str, app_name: str, environment: dict[str, str], clock: Callable[[], float]) -> None:
+        self.state = "starting"
+        self.apps: dict[str, dict[str, Any]] = {}
+        self.pid: int | None = None
+        self._arguments = ("--address", address, "--app", app_name)
+        self._environment = environment
+        self._clock = clock
+        self._last_heard = clock()
+        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        self._call_ids = itertools.count(1)
+        self._connection = FrameConnection(self._take, self._lose)
+
+    @property
+    def is_clogged(self) -> bool:
+        return self._connection.is_clogged
+
+    async def live(self) -> int:
+        """Start the process, tend it until it has ended, and return its exit code."""
+        try:
+            process = await self._spawn()
+        except BaseException:
+            self._connection.close()  # should there be a child already, it ends with the socket
+            raise
+        self.pid = process.pid
+        silence = asyncio.create_task(self._watch_silence(process))
+        output = asyncio.create_task(self._log_output(process))
+        try:
+            return await process.wait()
+        finally:
+            silence.cancel()
+            self._connection.close()
+            await asyncio.shield(_end(process))
+            await asyncio.wait({output}, timeout=END_TIMEOUT_S)  # the last words are the ones that tell why
+            output.cancel()
+            self._lose(None)
+
+    async def predict(self, app: str, group: Group) -> Prediction:
+        """Have the group answered.
+
+        Raises:
+            ServingError: What the model side answered, or `ReplicaLost` when the bridge ended meanwhile.
+        """
+        call_id = next(self._call_ids) % _CALL_IDS
+        answer = self._expect(call_id)
+        self._connection.send_predict(call_id, app, group)
+        try:
+            frame = await answer
+        except asyncio.CancelledError:
+            self._connection.send(Kind.CANCEL, call_id)
+            raise
+        finally:
+            del self._answers[call_id]
+        try:
+            return Prediction.unpack(_result(frame).payload)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ModelOutputInvalid("the replica's answer cannot be read") from error
+
+    async def stats(self) -> dict[str, Any]:
+        call_id = next(self._call_ids) % _CALL_IDS
+        answer = self._expect(call_id)
+        self._connection.send(Kind.STATS, call_id)
+        try:
+            return _result(await answer).head
+        finally:
+            del self._answers[call_id]
+
+    def _expect(self, call_id: int) -> asyncio.Future[Frame]:
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._answers[call_id] = answer
+        return answer
+
+    async def _spawn(self) -> Process:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            await asyncio.get_running_loop().create_unix_connection(lambda: self._connection, sock=ours)
+            fd = theirs.fileno()
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "app.backends.bridge", "--fd", str(fd), *self._arguments),
+                env=_environment(self._environment),
+                pass_fds=(fd,),
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=PIPE,
+                start_new_session=True,  # Ctrl-C reaches the gateway alone; the bridge ends with the socket
+            )
+
+    async def _log_output(self, process: Process) -> None:
+        assert process.stderr is not None
+        while True:
+            try:
+                line = await process.stderr.readline()
+            except ValueError:  # longer than the reader's buffer, and dropped
+                continue
+            if not line:
+                return
+            _log.warning("bridge: %s", line.decode(errors="replace").rstrip())
+
+    async def _watch_silence(self, process: Process) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            limit_s = STARTING_LIMIT_S if self.state == "starting" else SILENCE_LIMIT_S
+            if self._clock() - self._last_heard > limit_s:
+                _log.error("the bridge to Ray has been silent for %.0f s: ending it", limit_s)
+                process.kill()
+                return
+
+    def _take(self, frame: Frame) -> None:
+        self._last_heard = self._clock()
+        match frame.kind:
+            case Kind.STATUS:
+                self.state, self.apps = frame.head["state"], frame.head["apps"]
+            case Kind.RESULT | Kind.ERROR:
+                answer = self._answers.get(frame.call_id)
+                if answer is not None and not answer.done():
+                    answer.set_result(frame)
+            case _:
+                raise FrameError(f"a bridge does not send {frame.kind.name}")
+
+    def _lose(self, reason: Exception | None) -> None:
+        """The connection is over: nothing under way will be answered."""
+        if reason is not None:
+            _log.error("the connection to the bridge broke: %s", reason)
+        self.state, self.apps = "no-bridge", {}
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ReplicaLost("the bridge to Ray ended"))
+                answer.exception()  # counts as seen, should its waiter be cancelled this very moment
+
+
+def _result(frame: Frame) -> Frame:
+    if frame.kind is Kind.ERROR:
+        raise ERRORS_BY_CODE.get(frame.head["code"], ServingError)(frame.head["detail"])
+    return frame
+
+
+async def _end(process: Process) -> None:
+    """Give the process, whose socket is closed, a moment to end by itself."""
+    try:
+        await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The bridge's environment: ours without the gateway's secrets, with what cluster and driver must share."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "REDIS_"))}
+    environment = {**ours, **SERVE_ENV, "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_TIMEOUT_S), **extra}
+    has_token = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
+    if has_token or Path("~/.ray/auth_token").expanduser().exists():
+        environment.setdefault("RAY_AUTH_MODE", "token")  # given an address, Ray does not look for a token by itself
+    return environment
