@@ -78,7 +78,9 @@ def _bits_per_byte(secret: bytes) -> float:
 class Settings(BaseSettings):
     """Settings of the gateway, from the environment and a `.env` file in the working folder."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True, hide_input_in_errors=True
+    )
 
     registry_path: Path = Field(
         Path("models/"),
@@ -89,6 +91,14 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices("RAY_ADDRESS", "ray_address"),
         description="Ray cluster to join: host:6379 or auto. Empty: no Ray, legacy answers.",
+    )
+    ray_auth_token_path: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("RAY_AUTH_TOKEN_PATH", "ray_auth_token_path"),
+        description="File of the cluster's authentication token. Empty: the cluster asks for none.",
+    )
+    ray_dashboard_url: str = Field(
+        "http://127.0.0.1:8265", description="Dashboard of the cluster; `sluice deploy` puts its configuration there."
     )
     multiproc_dir: Path | None = Field(
         None,
@@ -200,6 +210,22 @@ class Settings(BaseSettings):
             raise ValueError("GATEWAY_JWT_SECRET and GATEWAY_JWT_SECRET_FILE are both set; keep one")
         check_secret(read_secret_file(self.jwt_secret_file), f"the token secret in {self.jwt_secret_file}")
         return self
+
+    def with_overrides(self, **values: Any) -> Settings:
+        """These settings with some fields replaced, checked anew. Raises `ConfigError`."""
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            raise ConfigError(_one_line(error)) from None
+
+    def ray_auth_token(self) -> str | None:
+        """The cluster's token, None where it asks for none. Raises `ConfigError` where its file cannot be read."""
+        if self.ray_auth_token_path is None:
+            return None
+        try:
+            return read_secret_file(self.ray_auth_token_path).decode("ascii")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def signing_secret(self) -> bytes:
         """The secret of HS256 tokens.

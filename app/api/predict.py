@@ -123,9 +123,7 @@ class Predict:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, ledger: Ledger
-    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> tuple[bytes, list[tuple[bytes, bytes]]]:
         principal = authenticate(self._verifier, scope)
         require_scope(principal, "predict")
         ledger.close_stage("auth")

@@ -10,9 +10,11 @@ import numpy as np
 from app.backends.base import Answer, BackendStatus, Call
 from serve_app.contract import MEMBERS, NotReady, Options, Prediction
 
+_ALL_DEFAULTS = Options()
+
 
 def fake_prediction(
-    n_windows: int, options: Options = Options(), *, version: str = "1", n_features: int = 4
+    n_windows: int, options: Options = _ALL_DEFAULTS, *, version: str = "1", n_features: int = 4
 ) -> Prediction:
     """A valid prediction whose rows all differ, with what `options` ask for and nothing else.
 
@@ -28,7 +30,7 @@ def fake_prediction(
     uncertainty = one if options.return_uncertainty else None
     return Prediction(
         classification_probs=np.stack([0.75 - up, 0.25 * one, up], axis=1).astype(np.float32),
-        regression_pred=row / 100,
+        regression_pred=row / np.float32(100),
         regression_uncertainty=uncertainty,
         aleatoric=None if uncertainty is None else 0.8 * one,
         epistemic=None if uncertainty is None else 0.6 * one,

@@ -136,7 +136,7 @@ class Metrics:
         if self._multiproc_dir is None:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._multiproc_dir))
+        MultiProcessCollector(registry, path=str(self._multiproc_dir))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def totals(self) -> dict[str, Any]:

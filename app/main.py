@@ -1,0 +1,186 @@
+"""The gateway, put together: `create_app` reads from the settings to the routes, top to bottom."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_fastapi_instrumentator.instrumentation import PrometheusFastApiInstrumentator
+from starlette.exceptions import HTTPException
+
+from app.api import ops, rollout
+from app.api.deps import Gateway
+from app.api.predict import HotRoute, Predict
+from app.auth import Key, KeySet, TokenVerifier
+from app.backends.base import Backend
+from app.backends.in_process import InProcessBackend, load_from_registry
+from app.backends.probe import Prober
+from app.backends.ray_serve import RayServeBackend
+from app.errors import GatewayError, problem_response
+from app.observability.ledger import Ledger
+from app.observability.logs import LineWriter, logging_to
+from app.observability.metrics import Metrics
+from app.observability.middleware import Edge
+from app.rate_limit import Counters, SlidingWindowLimiter
+from app.rollout.dispatch import Dispatcher
+from app.rollout.state import FileStore, Rollout, StateStore
+from app.settings import ConfigError, Settings, read_secret_file
+from serve_app.contract import ServingError
+
+
+def create_app(
+    settings: Settings,
+    *,
+    backends: Sequence[Backend] | None = None,
+    store: StateStore | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    wall_clock: Callable[[], float] = time.time,
+    log_stream: IO[bytes] | None = None,
+) -> FastAPI:
+    """Build the gateway.
+
+    Args:
+        settings: What the operator set.
+        backends: At most one of each name, `ray_serve` and `legacy`; those of the settings unless given.
+        store: Where the rollout is kept; files in the state folder unless given.
+        clock: Monotonic seconds, for durations and deadlines.
+        wall_clock: Seconds since the epoch, for tokens and records.
+        log_stream: Where log lines go; standard error unless given.
+
+    Raises:
+        ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
+    """
+    sticky_key = _sticky_key(settings)
+    backends = _backends_of(settings, clock) if backends is None else backends
+    share = Rollout(
+        store or FileStore(settings.state_dir),
+        initial_fraction=settings.ray_serve_fraction,
+        wall_clock=wall_clock,
+    )
+    gateway = Gateway(
+        backends=backends,
+        dispatcher=Dispatcher(backends, fraction=share.fraction, sticky_key=sticky_key, clock=clock),
+        rollout=share,
+        prober=Prober(backends, clock=clock, wall_clock=wall_clock),
+        verifier=TokenVerifier(
+            KeySet({None: Key.hs256(settings.signing_secret())}),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            wall_clock=wall_clock,
+        ),
+        metrics=Metrics(settings.multiproc_dir),
+        metrics_public=settings.metrics_public,
+        clock=clock,
+        started_at=clock(),
+    )
+    predict = Predict(
+        verifier=gateway.verifier,
+        limiter=SlidingWindowLimiter(Counters(clock), limit=settings.rate_limit),
+        dispatcher=gateway.dispatcher,
+        metrics=gateway.metrics,
+        sticky_key=sticky_key,
+        max_body_bytes=settings.max_body_bytes,
+        max_timeout_ms=settings.max_timeout_ms,
+        route_key_subjects=settings.route_key_subjects,
+        clock=clock,
+    )
+    log = LineWriter(log_stream or sys.stderr.buffer)
+    app = FastAPI(
+        title="Sluice",
+        version=version("sluice"),
+        summary="Predictions of a CNN+LSTM model, moved from an old path to Ray Serve step by step",
+        lifespan=_lifespan(gateway, log, settings.log_level),
+        docs_url="/docs" if settings.docs else None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+        exception_handlers=dict.fromkeys((GatewayError, ServingError, HTTPException, RequestValidationError), _refuse),
+    )
+    app.state.gateway = gateway
+    app.router.routes.append(HotRoute("/ray-serve/predict", predict))
+    app.include_router(ops.router)
+    app.include_router(rollout.router)
+    PrometheusFastApiInstrumentator(registry=gateway.metrics.registry, should_group_status_codes=False).add(
+        gateway.metrics.count_http
+    ).instrument(app)
+    app.add_middleware(Edge, clock=clock, access_log=log if settings.access_log else None)
+    return app
+
+
+def _lifespan(
+    gateway: Gateway, log: LineWriter, log_level: str
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What runs while the gateway serves; it begins quickly whatever Ray or the model do, and ends in reverse."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(logging_to(log, log_level))
+            await gateway.rollout.load()
+            for backend in gateway.backends:
+                stack.push_async_callback(backend.stop)
+                await backend.start()
+            stack.push_async_callback(gateway.prober.stop)
+            await gateway.prober.start()
+            yield
+
+    return lifespan
+
+
+def _backends_of(settings: Settings, clock: Callable[[], float]) -> list[Backend]:
+    backends: list[Backend] = []
+    if settings.ray_address is not None:
+        backends.append(RayServeBackend(settings.ray_address, clock=clock))
+    if settings.legacy == "in_process":
+        load = partial(
+            load_from_registry,
+            settings.registry_path,
+            model=settings.model,
+            version=settings.model_version,
+            engine=settings.engine,
+            device=settings.device,
+            threads=settings.engine_threads,
+        )
+        backends.append(InProcessBackend(load, clock=clock))
+    if not backends:
+        raise ConfigError("nothing can answer: set RAY_ADDRESS, or GATEWAY_LEGACY=in_process")
+    return backends
+
+
+def _sticky_key(settings: Settings) -> bytes:
+    """The key that keeps callers on their arm: the operator's, or a random one that the state folder keeps."""
+    if settings.sticky_key is not None:
+        return settings.sticky_key.get_secret_value().encode()
+    path = settings.state_dir / "sticky.key"
+    try:
+        _write_once(path, secrets.token_hex(32).encode())
+        return read_secret_file(path)
+    except OSError as error:
+        raise ConfigError(f"cannot keep state in {settings.state_dir}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    return problem_response(error, Ledger.of(request.scope).request_id)

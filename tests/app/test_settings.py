@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from app.settings import ConfigError, Settings, check_secret, load_settings, variable_of
+
+EXAMPLE = Path(__file__).parents[2] / ".env.example"
+GOOD_SECRET = "pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv(variable_of(field), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def example_values() -> dict[str, str]:
+    lines = EXAMPLE.read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line))
+
+
+def test_the_example_file_names_every_setting_and_no_other() -> None:
+    assert set(example_values()) == {variable_of(field) for field in Settings.model_fields}
+
+
+def test_the_example_file_gives_the_defaults(tmp_path: Path) -> None:
+    without_file = load_settings(None)
+    assert load_settings(EXAMPLE) == without_file
+    for field in Settings.model_fields:
+        text, default = example_values()[variable_of(field)], getattr(without_file, field)
+        assert (text == "") == (default in (None, frozenset())), f"{field} in .env.example does not show its default"
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("RAY_ADDRESS", "ray://head:10001", "host:6379"),
+        ("RAY_ADDRESS", "head", "host:port"),
+        ("RAY_ADDRESS", "head:99999", "host:port"),
+        ("GATEWAY_WORKERS", "2", "Redis"),
+        ("GATEWAY_PORT", "eighty", "integer"),
+        ("GATEWAY_PORT", "70000", "65535"),
+        ("GATEWAY_LEGACY", "remote", "not there yet"),
+        ("GATEWAY_LEGACY", "maybe", "in_process"),
+        ("GATEWAY_RAY_SERVE_FRACTION", "1.5", "less than or equal to 1"),
+        ("GATEWAY_RAY_SERVE_FRACTION", "nan", ""),
+        ("GATEWAY_MODEL", "../etc", "pattern"),
+        ("GATEWAY_ENGINE", "magic", "noop"),
+        ("GATEWAY_STICKY_KEY", "short", "16 to 64"),
+        ("PROMETHEUS_MULTIPROC_DIR", "/nowhere/at/all", "existing folder"),
+    ],
+)
+def test_a_wrong_value_gives_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, hint: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ")
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_a_misspelt_setting_is_refused_with_the_right_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_RATELIMIT", "5")
+    with pytest.raises(ConfigError, match=r"unknown setting GATEWAY_RATELIMIT; did you mean GATEWAY_RATE_LIMIT\?"):
+        load_settings()
+
+
+def test_a_misspelt_setting_in_the_file_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_HOTS=0.0.0.0\n")
+    with pytest.raises(ConfigError, match="GATEWAY_HOTS"):
+        load_settings()
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("GATEWAY_PORT=9001\nGATEWAY_HOST=::1\n")
+    monkeypatch.setenv("GATEWAY_PORT", "9002")
+    settings = load_settings()
+    assert (settings.port, settings.host) == (9002, "::1")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hunter2",
+        "a" * 64,
+        "0123456789" * 5,
+        "abcabcabcabcabcabcabcabcabcabcabcabc",
+        "change-me-change-me-change-me-change-me!",
+        "Your-Secret-Key-Your-Secret-Key-1234567890",
+        "MySuperPassword-8372-xkQ-zzy-1138-TTw",
+        "please-change-this-before-production-42",
+        "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx8Qp4mVn3rT7yZ",
+        GOOD_SECRET[:31],
+    ],
+)
+def test_a_weak_secret_is_refused_and_not_printed(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("GATEWAY_JWT_SECRET", secret)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert secret not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_random_secrets_of_the_advised_kind_are_taken() -> None:
+    for _ in range(200):
+        check_secret(secrets.token_urlsafe(48).encode(), "it")
+        check_secret(secrets.token_bytes(48), "it")
+        check_secret(secrets.token_hex(48).encode(), "it")
+
+
+def test_secrets_are_shown_nowhere_and_leave_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_JWT_SECRET", GOOD_SECRET)
+    monkeypatch.setenv("GATEWAY_STICKY_KEY", "sixteen bytes or more")
+    settings = load_settings()
+    assert settings.signing_secret() == GOOD_SECRET.encode()
+    assert GOOD_SECRET not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert not {"GATEWAY_JWT_SECRET", "GATEWAY_STICKY_KEY"} & set(os.environ)
+
+
+def test_the_secret_may_stand_in_a_file_of_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secret"
+    file.write_text(GOOD_SECRET + "\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("GATEWAY_JWT_SECRET_FILE", str(file))
+    assert load_settings().signing_secret() == GOOD_SECRET.encode()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o622, 0o777])
+def test_a_secret_file_that_others_may_open_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(GOOD_SECRET)
+    file.chmod(mode)
+    monkeypatch.setenv("GATEWAY_JWT_SECRET_FILE", str(file))
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_settings()
+
+
+def test_a_missing_secret_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_JWT_SECRET_FILE", "/nowhere/secret")
+    with pytest.raises(ConfigError, match="cannot read the secret file"):
+        load_settings()
+
+
+def test_two_secrets_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_JWT_SECRET_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("GATEWAY_JWT_SECRET", GOOD_SECRET)
+    with pytest.raises(ConfigError, match="keep one"):
+        load_settings()
+
+
+def test_no_secret_has_a_default() -> None:
+    with pytest.raises(ConfigError, match="no token secret"):
+        load_settings().signing_secret()
+
+
+def test_an_override_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    settings = load_settings()
+    assert settings.with_overrides(ray_address="head:6379").ray_address == "head:6379"
+    assert settings.with_overrides(port=1).ray_address == "auto"
+
+
+def test_an_override_is_checked_and_keeps_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_JWT_SECRET", GOOD_SECRET)
+    settings = load_settings()
+    assert settings.with_overrides(port=1).jwt_secret == SecretStr(GOOD_SECRET)
+    with pytest.raises(ConfigError, match="GATEWAY_PORT"):
+        settings.with_overrides(port=-1)
+
+
+def test_subjects_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_ROUTE_KEY_SUBJECTS", "gateway-a, gateway-b,")
+    assert load_settings().route_key_subjects == {"gateway-a", "gateway-b"}
