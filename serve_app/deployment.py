@@ -48,7 +48,7 @@ class ReplicaStalled(Exception):
     name=DEPLOYMENT_NAME, user_config=ServedModel().model_dump(), max_ongoing_requests=MAX_ONGOING_REQUESTS
 )
 class CNNLSTMPredictor:
-    """One replica. `reconfigure` names the model version, in place and without a pause.
+    """One replica. `reconfigure` names the model version and changes it in place, without a new process.
 
     Args:
         limits: Fields of `QueueLimits`; unknown ones are refused.
