@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from app.observability.logs import LineWriter, logging_to, redact
+
+LOGGER = logging.getLogger("tests.logs")
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+
+
+@pytest.fixture
+def stream() -> io.BytesIO:
+    return io.BytesIO()
+
+
+def lines_of(stream: io.BytesIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\nb",
+        "a\r\nb",
+        "\x1b[31mred",
+        "\u2028\u2029",
+        "\x00\x07\x08",
+        "\ud800",
+        '"}\n{"level":"error"',
+        "é漢字",
+        "\x85",
+    ],
+)
+def test_one_record_is_one_ascii_line(stream: io.BytesIO, text: str) -> None:
+    with logging_to(LineWriter(stream), "info"):
+        LOGGER.info("seen %s", text)
+    assert stream.getvalue().isascii()
+    assert stream.getvalue().count(b"\n") == 1
+    assert not set(stream.getvalue().rstrip(b"\n")) & {*range(32), 127}
+    (line,) = lines_of(stream)
+    assert line["event"] == f"seen {text}"
+    assert line["level"] == "info"
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        (f"Authorization: Bearer {TOKEN}", TOKEN),
+        (f"token {TOKEN} refused", TOKEN),
+        ("authorization: bearer s3cr3t-value", "s3cr3t-value"),
+        ("key gk_ab12cd34_0123456789abcdefghijklmnopqrstuvwxyz0123456", "abcdefghijklmnop"),
+        ("GATEWAY_JWT_SECRET=hunter2hunter2", "hunter2"),
+        ("'password': 'hunter2'", "hunter2"),
+        ("sticky_key = hunter2", "hunter2"),
+    ],
+)
+def test_secrets_are_redacted(stream: io.BytesIO, text: str, secret: str) -> None:
+    assert secret not in redact(text)
+    with logging_to(LineWriter(stream), "info"):
+        LOGGER.info("%s", text)
+        try:
+            raise ValueError(text)
+        except ValueError:
+            LOGGER.exception("failed")
+    assert secret.encode() not in stream.getvalue()
+    assert len(lines_of(stream)) == 2
+
+
+def test_long_fields_are_cut(stream: io.BytesIO) -> None:
+    with logging_to(LineWriter(stream), "info"):
+        LOGGER.info("x" * 100_000, extra={"request_id": "y" * 1000})
+    (line,) = lines_of(stream)
+    assert len(line["event"]) == len(line["request_id"]) == 256
+
+
+def test_a_trace_is_cut_at_its_beginning(stream: io.BytesIO) -> None:
+    with logging_to(LineWriter(stream), "info"):
+        try:
+            raise ValueError("x" * 20_000 + "the end")
+        except ValueError:
+            LOGGER.exception("failed")
+    (line,) = lines_of(stream)
+    assert line["trace"].endswith("the end\n")
+    assert len(line["trace"]) == 8192
+
+
+def test_the_level_is_kept_and_given_back(stream: io.BytesIO) -> None:
+    before = logging.getLogger().level
+    with logging_to(LineWriter(stream), "error"):
+        LOGGER.warning("no")
+        LOGGER.error("yes")
+    assert [line["event"] for line in lines_of(stream)] == ["yes"]
+    assert logging.getLogger().level == before
+
+
+def test_a_record_that_cannot_be_formatted_fails_nobody(stream: io.BytesIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with logging_to(LineWriter(stream), "info"):
+        logging.getLogger().handlers[-1].handle(logging.makeLogRecord({"msg": "%d", "args": ("x",)}))
+        LOGGER.info("next")
+    assert [line["event"] for line in lines_of(stream)] == ["next"]
+
+
+class BlockedStream(io.RawIOBase):
+    """A pipe whose reader has stopped."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.entered = threading.Event()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.entered.set()
+        self.released.wait(10)
+        return len(data)
+
+
+def test_a_reader_that_stopped_costs_lines_and_no_time() -> None:
+    stream = BlockedStream()
+    writer = LineWriter(stream, max_waiting_lines=10, flush_interval_s=0.001)  # type: ignore[arg-type]
+    writer.start()
+    writer.write({"n": 0})
+    assert stream.entered.wait(5)
+    for n in range(25):
+        writer.write({"n": n})
+    assert writer.dropped == 15
+    stream.released.set()
+    writer.close()
+
+
+def test_a_broken_stream_is_counted_and_survived() -> None:
+    class Broken(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise BrokenPipeError
+
+    writer = LineWriter(Broken())
+    writer.start()
+    writer.write({"n": 0})
+    writer.close()
+    assert writer.dropped == 1

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.exceptions import HTTPException
+
+from app import errors
+from app.errors import BadRequest, ClientGone, GatewayError, InvalidInput, problem_of
+from serve_app.contract import ERRORS_BY_CODE, InvalidWindows, ServingError
+
+MARK = "qx-marks-the-inside"
+
+
+def kinds(base: type) -> set[type]:
+    return {base}.union(*(kinds(kind) for kind in base.__subclasses__()))
+
+
+def test_every_failure_of_the_model_side_has_its_status() -> None:
+    assert set(errors._SERVING) == set(ERRORS_BY_CODE)
+
+
+def test_no_failure_of_the_model_side_is_missing_from_the_contract_s_table() -> None:
+    assert {kind for kind in kinds(ServingError) if kind.__module__ == "serve_app.contract"} == {
+        *ERRORS_BY_CODE.values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("serving-error", 500),
+        ("invalid-windows", 422),
+        ("model-not-found", 404),
+        ("model-output-invalid", 502),
+        ("model-failed", 502),
+        ("deadline-exceeded", 504),
+        ("unavailable", 503),
+        ("not-ready", 503),
+        ("overloaded", 503),
+        ("replica-lost", 503),
+    ],
+)
+def test_statuses_of_the_model_side(code: str, status: int) -> None:
+    problem = problem_of(ERRORS_BY_CODE[code](MARK))
+    assert problem.status == status
+    assert ("Retry-After" in problem.headers) == (status == 503)
+    assert problem.headers.get("Retry-After", "1").isdigit()
+    assert (MARK in problem.detail) == (status < 500)
+
+
+def test_every_refusal_has_a_code_and_a_status_of_its_own_kind() -> None:
+    own = kinds(GatewayError) - {GatewayError}
+    assert len({kind.code for kind in own}) == len(own)
+    assert all(400 <= kind.status < 500 for kind in own)
+
+
+def test_unknown_exceptions_say_nothing() -> None:
+    problem = problem_of(ValueError(MARK))
+    assert problem.status == 500
+    assert MARK.encode() not in problem.body("id")
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 415, 422, 418, 500, 501])
+def test_the_framework_s_own_detail_is_not_passed_on(status: int) -> None:
+    problem = problem_of(HTTPException(status, detail=MARK, headers={"Allow": "GET"}))
+    assert problem.status == (status if status in errors._HTTP_ERRORS else 500)
+    assert MARK.encode() not in problem.body("id")
+    assert problem.headers == {"Allow": "GET"}
+
+
+def test_a_problem_is_at_most_four_kibibytes() -> None:
+    body = problem_of(BadRequest("x" * 100_000)).body("i" * 32)
+    assert len(body) <= 4096
+    assert json.loads(body)["status"] == 400
+
+
+def test_a_subclass_of_the_contract_s_errors_keeps_its_status() -> None:
+    class OwnInvalid(InvalidWindows):
+        pass
+
+    assert problem_of(OwnInvalid("too short")).status == 422
+
+
+def test_members_extend_the_problem() -> None:
+    assert json.loads(problem_of(InvalidInput("x", members={"pointer": "/data"})).body("id"))["pointer"] == "/data"
+
+
+def test_a_client_that_left_is_no_failure_of_ours() -> None:
+    assert problem_of(ClientGone()).status == 499
