@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -86,25 +86,26 @@ def _serve_local(settings: Settings) -> None:
     err.print("Starting Ray on this machine …")
     ray = LocalRay(num_cpus=max(2, os.cpu_count() or 1))
     try:
-        with ray, development.announced_url(url):
+        with ray, development.announced_url(url), development.LOG_FILE.open("ab") as log:
             os.environ.update(ray.environment)  # the bridge process inherits what it needs to join
+            err.print(f"Starting the gateway on {url}; its log is {development.LOG_FILE}")
             application = ServedApplication(serves=_served(settings, settings.model_version, settings.engine))
             config = build_config(application)
             development.BackgroundDeploy(
                 ray, config, gateway_url=url, say=err.print, on_ready=lambda: _invite(settings, url)
             ).start()
-            _run_gateway(settings.with_overrides(ray_address=ray.address))
+            _run_gateway(settings.with_overrides(ray_address=ray.address), log)
     except LocalRayFailed as error:
         fail(str(error))
 
 
-def _run_gateway(settings: Settings) -> None:
+def _run_gateway(settings: Settings, log_stream: IO[bytes] | None = None) -> None:
     import uvicorn
 
     from app.main import create_app
 
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, log_stream=log_stream),
         host=settings.host,
         port=settings.port,
         http="httptools",  # the strictest of uvicorn's two parsers about message framing
@@ -121,7 +122,9 @@ def _invite(settings: Settings, url: str) -> None:
     """Print a token and a line to paste, from any folder."""
     token = _mint(settings, "developer", "predict ops")
     body = development.example_request()
-    out.print(f"\nSluice answers on {url}, from Ray Serve with legacy behind it. Ctrl-C ends all of it.")
+    out.print(
+        f"\nSluice answers on {url}, from Ray Serve with legacy behind it. Ctrl-C ends all of it.", highlight=False
+    )
     out.print(f"Token (scopes predict ops, 24 hours):\n\n{token}\n", soft_wrap=True, highlight=False)
     out.print("The newest MSFT window of the shipped bars, as raw float32:\n")
     out.print(

@@ -1,7 +1,7 @@
 """The set-up that needs nothing: a local Ray, a secret of its own, and something to paste when it stands.
 
 What it keeps lies in `.run/` below the working folder: the development secret, the address of the gateway that
-runs, and an example request made from the shipped bars.
+runs, its log, and an example request made from the shipped bars.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ RUN_DIR = Path(".run")
 SECRET_FILE = RUN_DIR / "jwt_secret"
 URL_FILE = RUN_DIR / "gateway_url"
 EXAMPLE_FILE = RUN_DIR / "window.f32"
+LOG_FILE = RUN_DIR / "gateway.log"
 
 _DEPLOY_TIMEOUT_S = 180.0
 _GATEWAY_TIMEOUT_S = 60.0
