@@ -16,7 +16,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -374,25 +373,24 @@ def _init_ray(address: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
-async def _run(arguments: argparse.Namespace) -> int:
+async def _serve(arguments: argparse.Namespace) -> NoReturn:
     bridge = Bridge(arguments.address, arguments.app)
+    code = 0
     try:
         await bridge.run(socket.socket(fileno=arguments.fd))
     except Stranded as reason:
         _log.error("ending, to be started again: %s", reason)
-        return EX_TEMPFAIL
-    return 0
+        code = EX_TEMPFAIL
+    os._exit(code)  # from inside the loop: its end would wait for threads, and one may hang inside Ray for ever
 
 
-def main() -> NoReturn:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m app.backends.bridge", description="The gateway's Ray driver.")
     parser.add_argument("--fd", type=int, required=True, help="inherited socket to the gateway")
     parser.add_argument("--address", required=True, help="host:port of the cluster, or auto")
     parser.add_argument("--app", required=True, help="name of the default Serve application")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    code = uvloop.run(_run(parser.parse_args()))
-    sys.stderr.flush()
-    os._exit(code)  # a thread may hang inside Ray, and would be waited for
+    uvloop.run(_serve(parser.parse_args()))
 
 
 if __name__ == "__main__":

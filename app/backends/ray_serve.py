@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from app.backends.frames import Frame, FrameConnection, FrameError, Kind
 from serve_app.contract import (
     APP_NAME,
     ERRORS_BY_CODE,
+    DeadlineExceeded,
     ModelOutputInvalid,
     NotReady,
     Prediction,
@@ -48,6 +50,7 @@ END_TIMEOUT_S = 2.0
 RECONNECT_TIMEOUT_S = 600
 
 _CALL_IDS = 2**32
+_SUMMED = ("request_count", "window_count", "queued_windows")
 
 
 class RayServeBackend:
@@ -119,23 +122,31 @@ class RayServeBackend:
         return BackendStatus(reason == "ok", reason, detail)
 
     async def stats(self) -> dict[str, Any]:
-        """Figures per application, under `apps`: `gateway` has the coalescer's, `replicas` a row per replica."""
-        replicas = await self._replica_stats()
-        apps = sorted(replicas.keys() | self._coalescers.keys() | {self._app_name})
-        return {"apps": {app: self._app_stats(app, replicas) for app in apps}}
+        """What replicas and coalescers count.
 
-    def _app_stats(self, app: str, replicas: dict[str, Any]) -> dict[str, Any]:
-        coalescer = self._coalescers.get(app)
-        rows = replicas.get(app, {"replicas": [], "missing": NotReady.code})
-        return {"gateway": coalescer.stats() if coalescer else None, **rows}
+        Returns:
+            `replicas`: one row per replica that answered in time, with its `app`; `totals` over them; `gateway`: the
+            coalescer's figures by application; `missing`: a code by application whose replicas could not be asked.
+        """
+        by_app = await self._replica_stats()
+        rows = [{"app": app, **row} for app, answer in by_app.items() for row in answer["replicas"]]
+        return {
+            "replicas": rows,
+            "totals": _totals(rows),
+            "gateway": {app: coalescer.stats() for app, coalescer in self._coalescers.items()},
+            "missing": {app: answer["missing"] for app, answer in by_app.items() if "missing" in answer},
+        }
 
     async def _replica_stats(self) -> dict[str, Any]:
-        if self._bridge is None:
-            return {}
         try:
+            if self._bridge is None:
+                raise NotReady(_OBSTACLES["no-bridge"])
             return await asyncio.wait_for(self._bridge.stats(), STATS_TIMEOUT_S)
-        except (ServingError, TimeoutError):
-            return {}
+        except ServingError as error:
+            missing = error.code
+        except TimeoutError:
+            missing = DeadlineExceeded.code
+        return {self._app_name: {"replicas": [], "missing": missing}}
 
     def _app(self, version: str | None) -> str:
         return self._app_name if version is None else f"{self._app_name}-{version}"
@@ -333,6 +344,15 @@ def _result(frame: Frame) -> Frame:
     if frame.kind is Kind.ERROR:
         raise ERRORS_BY_CODE.get(frame.head["code"], ServingError)(frame.head["detail"])
     return frame
+
+
+def _totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of what adds up over replicas."""
+    errors: Counter[str] = Counter()
+    for row in rows:
+        errors.update(row.get("errors", {}))
+    counts = {name: sum(row.get(name, 0) for row in rows) for name in _SUMMED}
+    return {"replicas": len(rows), **counts, "errors": dict(errors)}
 
 
 async def _end(process: Process) -> None:

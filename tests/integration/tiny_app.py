@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,15 @@ class Echo:
         marks = np.frombuffer(windows, "<f4").reshape(-1, N_FEATURES, N_STEPS)[:, 0, 0].copy()
         if (marks == -1).any():
             raise ModelFailed("the forward pass raised")
+        if (marks == -2).any():
+            await asyncio.sleep(60)
         self._served += len(marks)
         third = np.full((len(marks), 3), 1 / 3, np.float32)
         one = np.ones(len(marks), np.float32)
         return Prediction(third, marks, one, one, one, one, third, None, "echo", "1", 0.0, 0.0).pack()
 
     async def get_stats(self) -> dict[str, Any]:
-        return {"pid": os.getpid(), "served": self._served, "at": time.time()}
+        return {"pid": os.getpid(), "window_count": self._served}
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

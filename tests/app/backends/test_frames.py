@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,10 @@ async def test_a_group_arrives_with_its_passengers_and_its_windows() -> None:
         )
         arrived = np.frombuffer(frame.payload, "<f4").reshape(3, 50, 60)
         assert arrived[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_frames_pass_on_the_gateways_own_loop() -> None:
+    uvloop.run(test_a_group_arrives_with_its_passengers_and_its_windows())
 
 
 async def test_a_packed_prediction_passes_untouched() -> None:

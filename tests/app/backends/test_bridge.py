@@ -1,0 +1,88 @@
+"""What the bridge makes of what it sees, without a cluster: when it is stranded, and what an exception means."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from app.backends.bridge import Liveness, meaning
+from serve_app.contract import (
+    DeadlineExceeded,
+    ModelFailed,
+    NotReady,
+    Overloaded,
+    ReplicaLost,
+    ServingError,
+)
+
+
+def blind_from(now: float) -> Liveness:
+    liveness = Liveness(now)
+    liveness.saw_nothing(now)
+    return liveness
+
+
+def test_blind_and_unanswered_for_five_seconds_is_stranded() -> None:
+    liveness = blind_from(100.0)
+    assert liveness.verdict(104.9) is None
+    assert liveness.verdict(105.0) is not None
+
+
+def test_blind_while_replicas_answer_is_not_stranded() -> None:
+    liveness = blind_from(100.0)
+    liveness.answered(160.0)
+    assert liveness.verdict(164.9) is None
+    assert liveness.verdict(165.0) is not None
+
+
+def test_seeing_again_forgives() -> None:
+    liveness = blind_from(100.0)
+    liveness.saw()
+    liveness.saw_nothing(200.0)
+    assert liveness.verdict(204.0) is None
+
+
+def test_five_patient_calls_without_an_answer_for_ten_seconds_is_stranded() -> None:
+    liveness = Liveness(100.0)
+    for _ in range(4):
+        liveness.unanswered(budget_s=2.0)
+    assert liveness.verdict(120.0) is None
+    liveness.unanswered(budget_s=2.0)
+    assert liveness.verdict(109.0) is None
+    assert liveness.verdict(110.0) is not None
+    liveness.answered(110.0)
+    assert liveness.verdict(130.0) is None
+
+
+def test_callers_in_a_hurry_cannot_strand_it() -> None:
+    liveness = Liveness(100.0)
+    for _ in range(1000):
+        liveness.unanswered(budget_s=0.001)
+    assert liveness.verdict(200.0) is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "means"),
+    [
+        (ActorDiedError(), ReplicaLost),
+        (ActorUnavailableError("gone", None), ReplicaLost),
+        (TimeoutError(), DeadlineExceeded),
+        (GetTimeoutError("late"), DeadlineExceeded),
+        (BackPressureError(num_queued_requests=3, max_queued_requests=2), Overloaded),
+        (DeploymentUnavailableError("d"), NotReady),
+        (RayServeException("secret"), ServingError),
+        (ValueError("secret"), ServingError),
+        (RayError("secret"), ServingError),
+    ],
+)
+def test_what_ray_raises_becomes_an_error_of_the_contract(raised: Exception, means: type[ServingError]) -> None:
+    translated = meaning(raised)
+    assert type(translated) is means
+    assert "secret" not in translated.detail
+
+
+def test_an_error_of_the_contract_keeps_code_and_detail_through_rays_wrapping() -> None:
+    wrapped = RayTaskError("predict_packed", "traceback", ModelFailed("it raised")).as_instanceof_cause()
+    translated = meaning(wrapped)
+    assert (translated.code, translated.detail) == ("model-failed", "it raised")

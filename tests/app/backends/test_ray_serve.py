@@ -1,0 +1,57 @@
+"""The backend without a Ray: what it refuses, what it hands to its child, what it says before there is anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.backends.frames import Frame, Kind
+from app.backends.ray_serve import BridgeProcess, RayServeBackend, _environment, _result
+from serve_app.contract import NotReady, ServingError
+
+from .hand_driven import HandDrivenLoop, call, drive
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:6379"])
+def test_an_address_of_rays_client_is_refused_with_the_reason(address: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        RayServeBackend(address)
+
+
+def test_before_the_bridge_runs_calls_fail_at_once() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        backend = RayServeBackend("127.0.0.1:1", clock=loop.time)
+        assert (backend.status().ready, backend.status().reason) == (False, "no-bridge")
+        with pytest.raises(NotReady):
+            await backend.predict(call(1))
+        assert (await backend.stats())["missing"] == {"cnn_lstm_predictor": "not-ready"}
+
+    drive(scenario)
+
+
+def test_the_bridge_gets_no_secret_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_JWT_SECRET", "canary")
+    monkeypatch.setenv("REDIS_URL", "redis://:canary@host")
+    monkeypatch.setenv("HTTPS_PROXY", "kept")
+    environment = _environment({"RAY_AUTH_TOKEN_PATH": "/run/token"})
+    assert "canary" not in str(environment)
+    assert environment["HTTPS_PROXY"] == "kept"
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+
+
+def test_an_explicit_auth_mode_is_kept() -> None:
+    assert _environment({"RAY_AUTH_TOKEN": "t", "RAY_AUTH_MODE": "disabled"})["RAY_AUTH_MODE"] == "disabled"
+
+
+async def test_an_answer_with_an_unknown_code_is_still_a_serving_error() -> None:
+    bridge = BridgeProcess("127.0.0.1:1", "app", {}, clock=lambda: 0.0)
+    answer = bridge._expect(1)
+    bridge._take(Frame(Kind.ERROR, 1, {"code": "from-the-future", "detail": "d"}, b""))
+    with pytest.raises(ServingError):
+        _result(await answer)
+
+
+async def test_an_answer_nobody_waits_for_is_dropped() -> None:
+    bridge = BridgeProcess("127.0.0.1:1", "app", {}, clock=lambda: 0.0)
+    bridge._take(Frame(Kind.RESULT, 77, {}, b""))
+    assert bridge._answers == {}
