@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.exceptions import RayServeException
+from ray.serve._private import replica as replica_internals
 
 from serve_app.autoscaling import WINDOWS_ONGOING
 from serve_app.batching import DrainQueue
@@ -55,11 +56,12 @@ class CNNLSTMPredictor:
     """
 
     def __init__(self, **limits: Any) -> None:
+        _listen_on_node_address_only()
         self._limits = QueueLimits(**limits)
         self._queue = DrainQueue(
             max_batch_windows=self._limits.max_batch_windows, max_queue_windows=self._limits.max_queue_windows
         )
-        self._replica_id = _replica_id()
+        self._replica_id = str(serve.get_replica_context().replica_id.unique_id)
         self._clock: Callable[[], float] = time.monotonic
         self._engine: Engine | None = None
         self._served: ServedModel | None = None
@@ -235,8 +237,13 @@ def _unpack(data: bytes) -> FloatArray:
     return as_windows(np.frombuffer(data, "<f4").reshape(-1, N_FEATURES, N_STEPS))
 
 
-def _replica_id() -> str:
-    try:
-        return str(serve.get_replica_context().replica_id.unique_id)
-    except RayServeException:  # built by hand, outside Serve
-        return "none"
+def _listen_on_node_address_only() -> None:
+    """Keep the port on which handles reach this replica off every other address of the host.
+
+    Serve binds it to all of them and has no setting for it; handles use the node's address, which is loopback for
+    a local Ray. Serve opens the port after the replica was built. Should a new Ray change this, replicas fail to
+    start rather than listen to the world.
+    """
+    bind = replica_internals.add_port_to_grpc_server
+    address = f"{ray.util.get_node_ip_address()}:0"
+    replica_internals.add_port_to_grpc_server = lambda server, _: bind(server, address)

@@ -25,6 +25,7 @@ from serve_app.engine import load_engine
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Registry
 from serve_app.serve_config import DEPLOYMENT_NAME, ServedApplication, ServedModel, build_config
+from tests.integration.test_local_ray import listening_addresses
 
 pytestmark = [
     pytest.mark.integration,
@@ -82,13 +83,14 @@ class Served:
         config["applications"][0]["deployments"][0]["autoscaling_config"].update(bounds)
         self.api.put(config)
 
-    def replicas(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """Replicas in every state, as Serve reports them."""
         deployments = self.api.application(APP).get("deployments", {})
-        rows = deployments.get(DEPLOYMENT_NAME, {}).get("replicas", [])
-        return [row for row in rows if row["state"] == "RUNNING"]
+        return list(deployments.get(DEPLOYMENT_NAME, {}).get("replicas", []))
 
     def pids(self) -> set[int]:
-        return {replica["pid"] for replica in self.replicas()}
+        """Of the replicas that run."""
+        return {row["pid"] for row in self.rows() if row["state"] == "RUNNING"}
 
     def call(self, n: int = 1, options: Options = EVERYTHING) -> Prediction:
         return self.call_with(WINDOWS[:n], options)
@@ -97,13 +99,13 @@ class Served:
         return Prediction.unpack(self.ask("predict_packed", windows.tobytes(), tuple(options), 25.0))
 
     def stats(self) -> list[dict[str, Any]]:
-        """One row per running replica; each call lands on one of them."""
-        wanted, rows = len(self.replicas()), {}
-        until = time.monotonic() + 20
-        while len(rows) < wanted and time.monotonic() < until:
-            row = self.ask("get_stats")
-            rows[row["replica_id"]] = row
-        return list(rows.values())
+        """What each replica says of itself."""
+        return list(asyncio.run_coroutine_threadsafe(self._broadcast("get_stats"), self._loop).result())
+
+    async def _broadcast(self, method: str) -> Any:
+        from ray import serve
+
+        return await serve.get_app_handle(APP).broadcast(method).results_async(timeout_s=10)
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 60.0) -> float:
@@ -161,6 +163,12 @@ def test_no_key_of_the_configuration_is_unknown_to_serve(served: Served) -> None
 
     config = build_config(ServedApplication(profile="market_hours", size="medium", env_vars={"A": "b"}))
     compare(config, ServeDeploySchema.model_validate(config).model_dump(mode="json"))
+
+
+def test_no_replica_listens_beyond_the_address_of_its_node(served: Served) -> None:
+    addresses = listening_addresses(served.pids())
+    assert addresses
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, in both tables of the kernel
 
 
 def test_the_handle_answers_what_the_bare_engine_answers(served: Served) -> None:
@@ -240,17 +248,18 @@ def test_a_hung_replica_is_replaced_within_twenty_seconds(served: Served) -> Non
 
 
 def test_replicas_follow_the_windows_that_wait_and_not_the_calls(served: Served) -> None:
-    quick = {
-        "target_ongoing_requests": 8.0,
-        "upscale_delay_s": 1.0,
-        "look_back_period_s": 2.0,
-        "downscale_delay_s": 2.0,
-    }
+    quick = {"target_ongoing_requests": 8.0, "upscale_delay_s": 1.0, "look_back_period_s": 2.0}
+    served.deploy("1", replicas=(1, 1), **quick)
+    wait_until(lambda: [row["state"] for row in served.rows()] == ["RUNNING"])
+    (first,) = served.pids()
     served.deploy("1", replicas=(1, 2), **quick)
-    wait_until(lambda: len(served.pids()) == 1)
-    windows = np.concatenate([WINDOWS] * 4)[:256]
-    until = time.monotonic() + 60
+    time.sleep(5)
+    assert served.pids() == {first}, "an idle replica stays alone"
+
     # One call at a time never reaches a target of 8 calls; its 256 windows do reach a target of 8 windows.
-    while time.monotonic() < until and len(served.pids()) < 2:
+    windows = np.concatenate([WINDOWS] * 4)[:256]
+    started = time.monotonic()
+    while time.monotonic() < started + 60 and len(served.pids()) < 2:
         served.call_with(windows)
     assert len(served.pids()) == 2
+    print(f"a second replica after {time.monotonic() - started:.1f} s")
