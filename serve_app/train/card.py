@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -91,7 +92,8 @@ class Report:
 def render(report: Report) -> str:
     """The card as Markdown."""
     sections = (_head, _aims, _results, _folds, _calibration, _uncertainty, _refit, _limits, _again)
-    return "\n\n".join(section(report) for section in sections) + "\n"
+    paragraphs = "\n\n".join(section(report) for section in sections).split("\n\n")
+    return "\n\n".join(_reflow(paragraph) for paragraph in paragraphs) + "\n"
 
 
 def _head(report: Report) -> str:
@@ -141,7 +143,8 @@ def _results(report: Report) -> str:
 Log-loss and NLL in nats. {MODEL}: mean over {len(losses)} seeds (log-loss {min(losses):.4f} to {max(losses):.4f}), as
 served: {s["fit"]["model"]["mc_samples"]} weight samples. The network learned from training rows; the baselines, their
 penalties chosen, were fitted again on training and validation rows, a year more. AUC move: some move against none; AUC
-direction: up against down among moves. NLL of a Gaussian; the chances and the Gaussian are not tied to one another.
+direction: up against down among moves (the prior's is not one half because it differs between test blocks). NLL of a
+Gaussian; R² against a forecast of zero. The chances and the Gaussian are not tied to one another.
 
 Differences of the mean loss, below zero in favour of the network. The intervals are 95 %, from
 {s["bootstrap_draws"]:,} bootstrap draws of blocks of {s["block_days"]} trading days, all stocks together:
@@ -246,7 +249,8 @@ def _limits(report: Report) -> str:
   a serving system; whoever wants the forecasts alone should take the linear one unless the differences above say more.
 - AUC of direction by test block: {_list(fold["auc_direction"] for fold in report.by_fold)}. What there is may be
   short-term reversal from bid-ask bounce, which cannot be traded at the close that the features use.
-- Tails of returns are heavier than Gaussian: see the 99 % column.
+- Returns are more peaked than a Gaussian and have heavier tails, so its intervals are too wide around 50 % and too
+  narrow around 99 %.
 - The same test blocks were looked at while the recipe was made, so even these figures flatter it somewhat."""
 
 
@@ -265,6 +269,11 @@ minutes; {packages}. All figures with their settings: `metrics.json`. Data: `ser
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _reflow(paragraph: str) -> str:
+    """Figures vary in length, so prose is wrapped after they are in; tables and lists keep their lines."""
+    return paragraph if paragraph[0] in "#|-!" else textwrap.fill(paragraph, width=100, break_on_hyphens=False)
 
 
 def _verdict(report: Report, loss: str) -> str:

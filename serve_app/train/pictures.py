@@ -19,7 +19,7 @@ COLOURS = ("#1f5fa8", "#c26a1b", "#8a8a8a")
 
 def reliability_picture(forecasts: Mapping[str, Forecast], outcomes: Outcomes) -> bytes:
     """PNG: for each class, how often it happened against how likely it was called, in ten bins of equal count."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(1, len(CLASSES))
     for c, axis in enumerate(axes):
         for colour, (name, forecast) in zip(COLOURS, forecasts.items(), strict=False):
@@ -29,14 +29,14 @@ def reliability_picture(forecasts: Mapping[str, Forecast], outcomes: Outcomes) -
         low, high = axis.get_xlim()
         axis.plot([low, high], [low, high], ":", color="black", lw=1)
         axis.set(title=CLASSES[c], xlabel="probability called")
-    axes[0].set_ylabel("share that happened (bars: ± 1.96 s.e.)")
-    axes[0].legend(frameon=False)
+    axes[0].set_ylabel("share that happened (± 1.96 s.e.)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(forecasts), frameon=False)
     return _png(figure)
 
 
 def coverage_picture(forecasts: Mapping[str, Forecast], y: Floats) -> bytes:
     """PNG: actual against nominal coverage of central intervals, and predicted against actual volatility."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     levels = np.linspace(0.05, 0.99, 48)
     for colour, (name, forecast) in zip(COLOURS, forecasts.items(), strict=False):
@@ -49,7 +49,7 @@ def coverage_picture(forecasts: Mapping[str, Forecast], y: Floats) -> bytes:
     low, high = right.get_xlim()
     right.plot([low, high], [low, high], ":", color="black", lw=1)
     right.set(xlabel="predicted deviation, by fifths", ylabel="actual root mean square error")
-    left.legend(frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(forecasts), frameon=False)
     return _png(figure)
 
 
