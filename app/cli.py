@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from app import development
@@ -194,14 +196,35 @@ def predict(
 
 @cli.command()
 def train(
-    registry: Annotated[
-        Path | None, typer.Option(help="Registry to publish into; default: the configured one.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    publish: Annotated[bool, typer.Option(help="Publish the final refit as a new version.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
+    seeds: Annotated[int, typer.Option(help="Networks per fold.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows at most.", min=1)] = 5,
+    publish: Annotated[bool, typer.Option(help="Publish the final refit as the next version.")] = True,
+    output: Annotated[Path | None, typer.Option(help="Folder for the version's files and card.")] = None,
 ) -> None:
-    """Train walk-forward on the shipped bars, judge honestly, refit, publish with a model card."""
-    raise NotImplementedError
+    """Train walk-forward on the shipped bars, judge beside the baselines, refit, publish with a model card."""
+    if missing := [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]:
+        fail(f"training needs {' and '.join(missing)}: pip install 'sluice[train]', or make train", EX_CONFIG)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from serve_app.registry import Registry
+    from serve_app.train import FitConfig, TrainConfig
+    from serve_app.train import train as run
+
+    config = TrainConfig(seed=seed, n_seeds=seeds, fit=FitConfig(max_epochs=epochs))
+    registry = Registry(_client_settings().registry_path) if publish else None
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=err) as bars:
+        bar = bars.add_task("reading bars", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(bar, description=stage, completed=done, total=total)
+
+        trained = _told(lambda: run(config, registry=registry, output=output, progress=show))
+        bars.update(bar, description="done", completed=1, total=1)
+    out.print(Markdown(trained.files["CARD.md"].decode()))
+    if trained.version is not None:
+        out.print(f"Published cnn_lstm {trained.version}", highlight=False)
 
 
 @registry_cli.command("list")
