@@ -169,6 +169,10 @@ _SERVING: dict[str, tuple[int, str, str, str]] = {
 }
 
 
+# What routes raise on purpose; everything else is a fault of ours.
+REFUSALS = (GatewayError, ServingError, HTTPException, RequestValidationError)
+
+
 def problem_of(error: BaseException) -> Problem:
     """Translate any exception into its refusal; what is unknown is a 500 that says nothing of the inside."""
     if isinstance(error, GatewayError):

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from prometheus_fastapi_instrumentator.instrumentation import PrometheusFastApiInstrumentator
-from starlette.exceptions import HTTPException
 
 from app.api import ops, rollout
 from app.api.deps import Gateway
@@ -26,7 +24,7 @@ from app.backends.base import Backend
 from app.backends.in_process import InProcessBackend, load_from_registry
 from app.backends.probe import Prober
 from app.backends.ray_serve import RayServeBackend
-from app.errors import GatewayError, problem_response
+from app.errors import REFUSALS, problem_response
 from app.observability.ledger import Ledger
 from app.observability.logs import LineWriter, logging_to
 from app.observability.metrics import Metrics
@@ -35,7 +33,6 @@ from app.rate_limit import Counters, SlidingWindowLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, Settings, read_secret_file
-from serve_app.contract import ServingError
 
 
 def create_app(
@@ -61,13 +58,57 @@ def create_app(
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
     """
     sticky_key = _sticky_key(settings)
-    backends = _backends_of(settings, clock) if backends is None else backends
-    share = Rollout(
-        store or FileStore(settings.state_dir),
-        initial_fraction=settings.ray_serve_fraction,
+    gateway = _wire(
+        settings,
+        _backends_of(settings, clock) if backends is None else backends,
+        FileStore(settings.state_dir) if store is None else store,
+        sticky_key=sticky_key,
+        clock=clock,
         wall_clock=wall_clock,
     )
-    gateway = Gateway(
+    hot_route = HotRoute("/ray-serve/predict", _predict(settings, gateway, sticky_key))
+    log = LineWriter(log_stream or sys.stderr.buffer)
+    app = FastAPI(
+        title="Sluice",
+        version=version("sluice"),
+        summary="Predictions of a CNN+LSTM model, moved from an old path to Ray Serve step by step",
+        lifespan=_lifespan(gateway, log, settings.log_level),
+        docs_url="/docs" if settings.docs else None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        exception_handlers=dict.fromkeys(REFUSALS, _refuse),
+    )
+    app.state.gateway = gateway
+    app.router.routes.append(hot_route)
+    app.include_router(ops.router)
+    app.include_router(rollout.router)
+    PrometheusFastApiInstrumentator(registry=gateway.metrics.registry, should_group_status_codes=False).add(
+        gateway.metrics.count_instrumented
+    ).instrument(app)
+    app.add_middleware(
+        Edge,
+        hot_routes=[hot_route],
+        metrics=gateway.metrics,
+        clock=clock,
+        access_log=log if settings.access_log else None,
+    )
+    return app
+
+
+def _wire(
+    settings: Settings,
+    backends: Sequence[Backend],
+    store: StateStore,
+    *,
+    sticky_key: bytes,
+    clock: Callable[[], float],
+    wall_clock: Callable[[], float],
+) -> Gateway:
+    share = Rollout(store, initial_fraction=settings.ray_serve_fraction, wall_clock=wall_clock)
+    return Gateway(
         backends=backends,
         dispatcher=Dispatcher(backends, fraction=share.fraction, sticky_key=sticky_key, clock=clock),
         rollout=share,
@@ -83,39 +124,20 @@ def create_app(
         clock=clock,
         started_at=clock(),
     )
-    predict = Predict(
+
+
+def _predict(settings: Settings, gateway: Gateway, sticky_key: bytes) -> Predict:
+    return Predict(
         verifier=gateway.verifier,
-        limiter=SlidingWindowLimiter(Counters(clock), limit=settings.rate_limit),
+        limiter=SlidingWindowLimiter(Counters(gateway.clock), limit=settings.rate_limit),
         dispatcher=gateway.dispatcher,
         metrics=gateway.metrics,
         sticky_key=sticky_key,
         max_body_bytes=settings.max_body_bytes,
         max_timeout_ms=settings.max_timeout_ms,
         route_key_subjects=settings.route_key_subjects,
-        clock=clock,
+        clock=gateway.clock,
     )
-    log = LineWriter(log_stream or sys.stderr.buffer)
-    app = FastAPI(
-        title="Sluice",
-        version=version("sluice"),
-        summary="Predictions of a CNN+LSTM model, moved from an old path to Ray Serve step by step",
-        lifespan=_lifespan(gateway, log, settings.log_level),
-        docs_url="/docs" if settings.docs else None,
-        openapi_url="/openapi.json" if settings.docs else None,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        redirect_slashes=False,
-        exception_handlers=dict.fromkeys((GatewayError, ServingError, HTTPException, RequestValidationError), _refuse),
-    )
-    app.state.gateway = gateway
-    app.router.routes.append(HotRoute("/ray-serve/predict", predict))
-    app.include_router(ops.router)
-    app.include_router(rollout.router)
-    PrometheusFastApiInstrumentator(registry=gateway.metrics.registry, should_group_status_codes=False).add(
-        gateway.metrics.count_http
-    ).instrument(app)
-    app.add_middleware(Edge, clock=clock, access_log=log if settings.access_log else None)
-    return app
 
 
 def _lifespan(

@@ -17,7 +17,7 @@ NO_VERSION = "none"
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _MAX_VERSIONS = 32
 
 
@@ -125,11 +125,26 @@ class Metrics:
         for gpu_id, percent in gpu_percent.items():
             self._gpu.labels(gpu_id).set(percent)
 
-    def count_http(self, info: Info) -> None:
-        """Count one HTTP request; called by the instrumentator with the route's template."""
-        method = info.method if info.method in _METHODS else "other"
-        self._http.labels(method, info.modified_handler, info.modified_status).inc()
-        self._http_latency.labels(info.modified_handler).observe(info.modified_duration)
+    def count_request(self, *, method: str, route: str, status: str, seconds: float) -> None:
+        """Count one HTTP request.
+
+        Args:
+            method: Any; unusual ones are counted together.
+            route: Template of the route, never the path that was asked for.
+            status: Three digits.
+            seconds: From the request's arrival to the end of the answer.
+        """
+        self._http.labels(method if method in METHODS else "other", route, status).inc()
+        self._http_latency.labels(route).observe(seconds)
+
+    def count_instrumented(self, info: Info) -> None:
+        """`count_request`, as prometheus-fastapi-instrumentator calls it."""
+        self.count_request(
+            method=info.method,
+            route=info.modified_handler,
+            status=info.modified_status,
+            seconds=info.modified_duration,
+        )
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes; over all workers where there are several."""
