@@ -29,9 +29,9 @@ MAX_ONGOING_REQUESTS = 512
 GRACEFUL_SHUTDOWN_TIMEOUT_S = 10.0
 GRACEFUL_SHUTDOWN_WAIT_LOOP_S = 0.5
 
-# Three checks in a row must fail: a stopped process is found within 3 × (1 + 3) s, and a new one needs a few more.
+# Three checks in a row must fail: a stopped process is found within 3 × (1 + 2) s, and a new one needs a few more.
 HEALTH_CHECK_PERIOD_S = 1.0
-HEALTH_CHECK_TIMEOUT_S = 3.0
+HEALTH_CHECK_TIMEOUT_S = 2.0
 
 # Serve reads these once, when it is imported: cluster and bridge process must start with the same ones.
 SERVE_ENV: dict[str, str] = {
