@@ -143,7 +143,7 @@ class Cluster:
     def __init__(self, app_name: str) -> None:
         self._app_name = app_name
         self._handles: dict[str, Any] = {}
-        self._answering: set[str] = set()
+        self._answering: dict[str, Any] = {}  # the handles' `predict_packed`, once a replica has answered
         self.liveness = Liveness(time.monotonic())
 
     def look(self) -> dict[str, tuple[str, int]]:
@@ -161,7 +161,7 @@ class Cluster:
         """Turn what was seen into states, after a first call through each new handle."""
         for gone in self._handles.keys() - seen.keys():
             del self._handles[gone]  # another deployment may come back under this name
-            self._answering.discard(gone)
+            self._answering.pop(gone, None)
         for name, (_, replicas) in seen.items():
             if replicas and name in self._handles and name not in self._answering:
                 await self._make_first_call(name)
@@ -173,11 +173,11 @@ class Cluster:
     async def _make_first_call(self, app: str) -> None:
         """Open the way to the replicas: the first call through a handle is slow, and may hang."""
         try:
-            await asyncio.wait_for(self._call(app, "get_stats"), FIRST_ANSWER_TIMEOUT_S)
+            await asyncio.wait_for(_call(self._handles[app].get_stats), FIRST_ANSWER_TIMEOUT_S)
         except Exception:
             _log.warning("%s has replicas and does not answer yet", app, exc_info=True)
         else:
-            self._answering.add(app)
+            self._answering[app] = self._handles[app].predict_packed
             self.liveness.answered(time.monotonic())
 
     async def predict(self, predict: Predict, windows: bytes) -> bytes:
@@ -204,23 +204,12 @@ class Cluster:
         return packed
 
     async def _predict_once(self, predict: Predict, windows: bytes) -> bytes:
-        budget_s = predict.deadline - time.monotonic()
-        n_requests = len(predict.passengers)
-        packed: bytes = await self._call(
-            predict.app, "predict_packed", windows, tuple(predict.options), budget_s, n_requests
-        )
-        return packed
-
-    async def _call(self, app: str, method: str, *arguments: Any) -> Any:
-        if app not in self._handles:
+        if predict.app not in self._answering:
             raise NotReady("there is no such application")
-        response = getattr(self._handles[app], method).remote(*arguments)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):  # raises what the call had failed with, if it had
-                response.cancel()
-            raise
+        budget_s = predict.deadline - time.monotonic()
+        method = self._answering[predict.app]
+        packed: bytes = await _call(method, windows, tuple(predict.options), budget_s, len(predict.passengers))
+        return packed
 
     async def stats(self) -> dict[str, Any]:
         """Each application's replicas' own counters; replicas that do not answer in time are missing."""
@@ -238,6 +227,17 @@ class Cluster:
         except Exception as error:
             return {"replicas": [], "missing": meaning(error).code}
         return {"replicas": [row for row in answers if isinstance(row, dict)]}
+
+
+async def _call(method: Any, *arguments: Any) -> Any:
+    """Call a handle's method; cancelling the await cancels the replica's work, which it alone does not."""
+    response = method.remote(*arguments)
+    try:
+        return await response
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):  # raises what the call had failed with, if it had
+            response.cancel()
+        raise
 
 
 def meaning(error: BaseException) -> ServingError:

@@ -81,7 +81,7 @@ class Coalescer:
     Args:
         send: Answers one group; given the windows of its parts in order, it returns one row for each.
         max_group_windows: Most windows in one group; larger calls are split and put together again.
-        max_in_flight: Most groups under way at a time.
+        max_in_flight: Most groups under way at a time; the attribute may be changed at any time.
         max_queued_windows: Most windows waiting for a slot; beyond them calls are refused with `Overloaded`.
         clock: Seconds, monotonic; the clock of the calls' deadlines.
     """
@@ -99,7 +99,7 @@ class Coalescer:
             raise ValueError("max_queued_windows must hold at least one group")
         self._send = send
         self._max_group_windows = max_group_windows
-        self._max_in_flight = max_in_flight
+        self.max_in_flight = max_in_flight
         self._max_queued_windows = max_queued_windows
         self._clock = clock
         self._lanes: dict[tuple[str | None, Options], _Lane] = {}
@@ -160,13 +160,13 @@ class Coalescer:
 
     def _launch_soon(self) -> None:
         """Launch on the loop's next turn, so that all calls of this turn share a group."""
-        if self._lanes and not self._launch_is_due and len(self._flights) < self._max_in_flight:
+        if self._lanes and not self._launch_is_due and len(self._flights) < self.max_in_flight:
             self._launch_is_due = True
             asyncio.get_running_loop().call_soon(self._launch)
 
     def _launch(self) -> None:
         self._launch_is_due = False
-        while self._lanes and len(self._flights) < self._max_in_flight:
+        while self._lanes and len(self._flights) < self.max_in_flight:
             parts = self._take()
             if parts:
                 self._fly(parts)

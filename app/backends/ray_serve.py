@@ -49,6 +49,8 @@ END_TIMEOUT_S = 2.0
 # whether replicas still answer.
 RECONNECT_TIMEOUT_S = 600
 
+GROUPS_PER_REPLICA = 2  # one under way, one waiting at the model for its turn
+
 _CALL_IDS = 2**32
 _SUMMED = ("request_count", "window_count", "queued_windows")
 
@@ -60,7 +62,7 @@ class RayServeBackend:
         ray_address: `host:port` of the cluster's control store, or `auto`. Nothing needs to be there yet.
         app_name: Application of the default version; version V is served by `APP_NAME-V`.
         max_group_windows: Most windows in one handle call.
-        max_in_flight: Most handle calls under way per application.
+        max_in_flight: Most handle calls under way per application; more when it has many replicas to keep busy.
         max_queued_windows: Most windows waiting per application.
         environment: Variables for the bridge process, on top of this process's own.
         clock: Seconds, monotonic.
@@ -110,9 +112,10 @@ class RayServeBackend:
 
     async def predict(self, call: Call) -> Answer:
         app = self._app(call.version)
-        if (reason := self._obstacle(app)) != "ok":
+        if (reason := self._obstacle(app)) != "ok" or self._bridge is None:
             raise NotReady(_OBSTACLES[reason])
-        return await self._coalescer(app).predict(call)
+        replicas = self._bridge.apps[app]["replicas"]
+        return await self._coalescer(app, replicas=replicas).predict(call)
 
     def status(self) -> BackendStatus:
         reason = self._obstacle(self._app_name)
@@ -162,13 +165,15 @@ class RayServeBackend:
             return "no-application"
         return "ok" if bridge.apps[app]["ready"] else "no-replica"
 
-    def _coalescer(self, app: str) -> Coalescer:
+    def _coalescer(self, app: str, *, replicas: int) -> Coalescer:
         """One per application, so that one that hangs fills its own slots and queue and nobody else's."""
         if app not in self._coalescers:
             for other in [name for name, coalescer in self._coalescers.items() if coalescer.is_idle]:
                 del self._coalescers[other]
             self._coalescers[app] = Coalescer(lambda group: self._send(app, group), **self._limits, clock=self._clock)
-        return self._coalescers[app]
+        coalescer = self._coalescers[app]
+        coalescer.max_in_flight = max(self._limits["max_in_flight"], GROUPS_PER_REPLICA * replicas)
+        return coalescer
 
     async def _send(self, app: str, group: Group) -> Prediction:
         if self._bridge is None:

@@ -129,6 +129,25 @@ def test_versions_and_options_never_share_a_group() -> None:
     drive(scenario)
 
 
+def test_more_slots_are_used_as_soon_as_they_are_given() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = []
+        for mark in (1, 2):
+            callers.append(spawn(subject.predict(call(mark))))
+            await loop.settle()
+        assert send.marks == [[1]]
+        subject.max_in_flight = 2
+        callers.append(spawn(subject.predict(call(3))))
+        await loop.settle()
+        assert send.marks == [[1], [2, 3]]
+        send.answer_all()
+        await asyncio.gather(*callers)
+
+    drive(scenario)
+
+
 def test_the_lane_that_waited_longest_goes_first() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
