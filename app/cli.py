@@ -15,7 +15,6 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 
 from app import development
@@ -205,6 +204,7 @@ def train(
     """Train walk-forward on the shipped bars, judge beside the baselines, refit, publish with a model card."""
     if missing := [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]:
         fail(f"training needs {' and '.join(missing)}: pip install 'sluice[train]', or make train", EX_CONFIG)
+    from rich.markdown import Markdown
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from serve_app.registry import Registry

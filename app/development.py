@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from app.local_ray import LocalRay
 from app.serve_api import DeployFailed, ServeApi
+
+if TYPE_CHECKING:
+    from app.local_ray import LocalRay
 
 RUN_DIR = Path(".run")
 SECRET_FILE = RUN_DIR / "jwt_secret"
