@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,65 +34,38 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._multiproc_dir = multiproc_dir
         self._versions: set[str] = set()
-        self._requests = Counter(
-            "cnn_lstm_prediction_requests_total",
-            "Prediction requests, answered or refused",
-            ["model_version"],
-            registry=self.registry,
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="mostrecent")
+        histogram = partial(Histogram, registry=self.registry, buckets=LATENCY_BUCKETS_S)
+
+        by_version = ["model_version"]
+        self._requests = counter(
+            "cnn_lstm_prediction_requests_total", "Prediction requests, answered or refused", by_version
         )
-        self._latency = Histogram(
-            "cnn_lstm_prediction_latency_seconds",
-            "What the caller of an answered prediction waited here",
-            ["model_version"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+        self._latency = histogram(
+            "cnn_lstm_prediction_latency_seconds", "What the caller of an answered prediction waited here", by_version
         )
-        self._errors = Counter(
+        self._errors = counter(
             "cnn_lstm_prediction_errors_total",
             "Prediction requests refused or failed, by kind",
-            ["model_version", "error_type"],
-            registry=self.registry,
+            [*by_version, "error_type"],
         )
-        self._gpu = Gauge(
-            "cnn_lstm_gpu_utilization_percent",
-            "GPU utilization of a replica's device",
-            ["gpu_id"],
-            multiprocess_mode="mostrecent",
-            registry=self.registry,
-        )
-        self._replicas = Gauge(
-            "cnn_lstm_replicas_total",
-            "Replicas that can answer",
-            multiprocess_mode="mostrecent",
-            registry=self.registry,
-        )
-        stages = Histogram(
-            "gateway_stage_seconds",
-            "Where the time of answered predictions went",
-            ["stage"],
-            buckets=_STAGE_BUCKETS_S,
-            registry=self.registry,
+        self._gpu = gauge("cnn_lstm_gpu_utilization_percent", "GPU utilization of a replica's device", ["gpu_id"])
+        self._replicas = gauge("cnn_lstm_replicas_total", "Replicas that can answer")
+
+        stages = histogram(
+            "gateway_stage_seconds", "Where answered predictions spent their time", ["stage"], buckets=_STAGE_BUCKETS_S
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self._windows = Counter("gateway_windows_total", "Windows predicted, by arm", ["arm"], registry=self.registry)
-        self._fallbacks = Counter(
-            "gateway_fallbacks_total",
-            "Answers that legacy gave because Ray Serve failed, by kind of failure",
-            ["reason"],
-            registry=self.registry,
+        self._windows = counter("gateway_windows_total", "Windows predicted, by arm", ["arm"])
+        self._fallbacks = counter(
+            "gateway_fallbacks_total", "Answers of legacy because Ray Serve failed, by kind of failure", ["reason"]
         )
-        self._http = Counter(
-            "http_requests_total",
-            "Requests by method, route template and status",
-            ["method", "handler", "status"],
-            registry=self.registry,
+        self._http = counter(
+            "http_requests_total", "Requests by method, route template and status", ["method", "handler", "status"]
         )
-        self._http_latency = Histogram(
-            "http_request_duration_seconds",
-            "Duration of requests by route template",
-            ["handler"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+        self._http_latency = histogram(
+            "http_request_duration_seconds", "Duration of requests by route template", ["handler"]
         )
 
     def count_prediction(

@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from app.settings import ConfigError, Settings, check_secret, load_settings, variable_of
 
@@ -115,6 +115,12 @@ def test_a_weak_secret_is_refused_and_not_printed(monkeypatch: pytest.MonkeyPatc
     assert secret not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_weak_secret_is_not_printed_by_the_validation_either() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(_env_file=None, jwt_secret="hunter2-hunter2")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_random_secrets_of_the_advised_kind_are_taken() -> None:

@@ -649,7 +649,8 @@ async def test_a_client_that_leaves_cancels_its_call(gateway: GatewayUnderTest) 
         await asyncio.sleep(0)
     cancelled_before = gateway.ray_serve.cancelled
     connection.left.set()
-    await asyncio.wait_for(request, 0.1)
+    done, _ = await asyncio.wait({request}, timeout=0.1)
+    assert done == {request}
     assert gateway.ray_serve.cancelled == cancelled_before + 1
     assert connection.sent[0]["status"] == 499
 
