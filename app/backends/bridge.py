@@ -108,8 +108,10 @@ class Liveness:
         self._last_answer = now
         self._unanswered = 0
 
-    def saw(self) -> None:
+    def saw(self, n_replicas: int) -> None:
         self._blind_since = None
+        if n_replicas == 0:
+            self._unanswered = 0  # there was nobody to answer
 
     def saw_nothing(self, now: float) -> None:
         if self._blind_since is None:
@@ -320,8 +322,9 @@ class Bridge:
             look = look or asyncio.create_task(asyncio.to_thread(self._cluster.look))
             await asyncio.wait({look}, timeout=STATUS_PATIENCE_S)
             if look.done() and look.exception() is None:
-                liveness.saw()
-                states = await self._cluster.states(look.result())
+                seen = look.result()
+                liveness.saw(sum(replicas for _, replicas in seen.values()))
+                states = await self._cluster.states(seen)
             else:
                 liveness.saw_nothing(time.monotonic())
             look = None if look.done() else look

@@ -38,7 +38,7 @@ def test_blind_while_replicas_answer_is_not_stranded() -> None:
 
 def test_seeing_again_forgives() -> None:
     liveness = blind_from(100.0)
-    liveness.saw()
+    liveness.saw(1)
     liveness.saw_nothing(200.0)
     assert liveness.verdict(204.0) is None
 
@@ -53,6 +53,14 @@ def test_five_patient_calls_without_an_answer_for_ten_seconds_is_stranded() -> N
     assert liveness.verdict(110.0) is not None
     liveness.answered(110.0)
     assert liveness.verdict(130.0) is None
+
+
+def test_silence_while_no_replica_runs_is_excused() -> None:
+    liveness = Liveness(100.0)
+    for _ in range(5):
+        liveness.unanswered(budget_s=2.0)
+    liveness.saw(0)
+    assert liveness.verdict(120.0) is None
 
 
 def test_callers_in_a_hurry_cannot_strand_it() -> None:
