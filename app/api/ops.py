@@ -13,10 +13,11 @@ from app.api.deps import Gateway, GatewayDep, Operator, Scraper
 from app.backends.base import Backend
 from app.errors import NotFound
 from app.rollout.dispatch import CANARY
+from serve_app.contract import DeadlineExceeded
 
 router = APIRouter(tags=["operations"])
 
-_STATS_TIMEOUT_S = 1.0
+_STATS_TIMEOUT_S = 1.5  # backends gather within one second; this is for one that does not
 _RETRY_AFTER = {"Retry-After": "5"}
 
 
@@ -82,7 +83,7 @@ async def _stats_of(backend: Backend) -> dict[str, Any]:
         async with asyncio.timeout(_STATS_TIMEOUT_S):
             return await backend.stats()
     except TimeoutError:
-        return {"replicas": [], "missing": "timeout"}
+        return {"replicas": [], "missing": {backend.name: DeadlineExceeded.code}}
 
 
 async def _refresh_replicas(gateway: Gateway) -> None:

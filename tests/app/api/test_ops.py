@@ -215,7 +215,7 @@ async def test_metrics_may_be_public_by_setting(make_gateway: MakeGateway) -> No
         assert (await gateway.client.get("/metrics")).status_code == 200
 
 
-async def test_a_scrape_waits_at_most_a_second_for_ray(make_gateway: MakeGateway) -> None:
+async def test_a_scrape_does_not_wait_for_a_ray_that_hangs(make_gateway: MakeGateway) -> None:
     class Hanging(FakeBackend):
         async def stats(self) -> dict[str, Any]:
             await asyncio.Event().wait()
@@ -225,7 +225,7 @@ async def test_a_scrape_waits_at_most_a_second_for_ray(make_gateway: MakeGateway
         before = time.monotonic()
         response = await gateway.client.get("/metrics", headers=gateway.bearer("ops"))
         assert response.status_code == 200
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 3
 
 
 async def test_shedding_is_counted_by_kind(gateway: GatewayUnderTest) -> None:
