@@ -194,6 +194,8 @@ Share of returns inside central Gaussian intervals:
 
 ![How often each class happened against how likely it was called](reliability.png)
 
+Bars: ± 1.96 standard errors as if rows were independent; days on which all stocks move make them too short.
+
 ![Coverage of intervals, and predicted against actual volatility](coverage.png)"""
 
 
@@ -279,7 +281,7 @@ def _reflow(paragraph: str) -> str:
 def _verdict(report: Report, loss: str) -> str:
     difference = report.differences[loss, LINEAR]
     if difference.low <= 0 <= difference.high:
-        return "nothing that can be told from zero"
+        return "nothing that can be told from zero" + (", if anything worse" if difference.mean > 0 else "")
     return "something, for the better" if difference.high < 0 else "nothing: it is worse"
 
 
