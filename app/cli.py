@@ -335,11 +335,21 @@ def deploy(
 
 
 def _served(settings: Settings, version: str, engine: str) -> ServedModel:
+    """What the replicas shall serve, with an alias pinned to the version that it stands for now.
+
+    A replica resolves an alias when it loads it, so two of them could serve two versions under one name.
+    """
+    from serve_app.registry import Registry
     from serve_app.serve_config import ServedModel
 
-    registry_path = str(settings.registry_path.resolve())
+    version = _told(lambda: Registry(settings.registry_path).resolve(settings.model, version))
     return ServedModel.model_validate(
-        {"registry_path": registry_path, "model": settings.model, "version": version, "engine": engine}
+        {
+            "registry_path": str(settings.registry_path.resolve()),
+            "model": settings.model,
+            "version": version,
+            "engine": engine,
+        }
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from app.auth import Key, KeySet, TokenVerifier
 
 SECRET = "vR3kQ0mZy8Tn5LwXc7HdFgJ2sBpEuA9iKoNqWxYz4Mh6"
 EX_CONFIG = 78
+MODELS = Path(__file__).parents[2] / "models"
 
 
 def sluice(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,12 +89,19 @@ def test_what_an_operator_can_mend_is_one_plain_line(tmp_path: Path, words: tupl
 
 
 def test_deploy_without_a_cluster_is_one_plain_line(tmp_path: Path) -> None:
-    environment = {"GATEWAY_RAY_DASHBOARD_URL": "http://127.0.0.1:9"}
+    environment = {"GATEWAY_RAY_DASHBOARD_URL": "http://127.0.0.1:9", "MODEL_REGISTRY_PATH": str(MODELS)}
     assert_one_plain_line(sluice("deploy", cwd=tmp_path, **environment), 1, "Ray dashboard")
 
 
 def test_an_unknown_profile_is_refused_before_anything_is_put(tmp_path: Path) -> None:
-    assert_one_plain_line(sluice("deploy", "--profile", "yolo", cwd=tmp_path), EX_CONFIG, "profile")
+    result = sluice("deploy", "--profile", "yolo", cwd=tmp_path, MODEL_REGISTRY_PATH=str(MODELS))
+    assert_one_plain_line(result, EX_CONFIG, "profile")
+
+
+def test_a_deployed_alias_is_pinned_to_its_version(tmp_path: Path) -> None:
+    result = sluice("deploy", "--dry-run", cwd=tmp_path, MODEL_REGISTRY_PATH=str(MODELS))
+    (application,) = json.loads(result.stdout)["applications"]
+    assert application["deployments"][0]["user_config"]["version"].isdecimal()
 
 
 def test_help_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
