@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -72,6 +74,9 @@ def serve(
     settings.signing_secret()
     _require_free_port(settings.host, settings.port)
     _require_model(settings)
+    _require_state(settings)
+    # Uvicorn drains on SIGTERM and then raises it once more; the end was asked for, so it is no fault.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if local:
         _serve_local(settings)
     else:
@@ -148,12 +153,23 @@ def _require_free_port(host: str, port: int) -> None:
 def _require_model(settings: Settings) -> None:
     from serve_app.registry import Registry, RegistryError
 
-    if settings.legacy == "off":
+    if settings.legacy == "off" or settings.engine == "noop":
         return
     try:
         Registry(settings.registry_path).load(settings.model, settings.model_version)
     except RegistryError as error:
         fail(f"no model to serve: {error}; `sluice registry list` shows what is in {settings.registry_path}", EX_CONFIG)
+
+
+def _require_state(settings: Settings) -> None:
+    from app.rollout.state import FileStore, Rollout, StateUnreadable
+
+    try:
+        asyncio.run(Rollout(FileStore(settings.state_dir), initial_fraction=settings.ray_serve_fraction).load())
+    except StateUnreadable as error:
+        fail(str(error), EX_CONFIG)
+    except OSError as error:
+        fail(f"cannot keep state in {settings.state_dir}: {error.strerror}", EX_CONFIG)
 
 
 @cli.command()

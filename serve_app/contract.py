@@ -21,6 +21,7 @@ The failures, and the HTTP status that the gateway gives each (`app/errors.py` h
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -238,7 +239,7 @@ class Prediction:
         head = json.loads(bytes(buffer[_META_LENGTH.size : offset]))
         arrays: dict[str, Any] = dict.fromkeys(_ARRAYS)
         for name, *shape in head["arrays"]:
-            count = int(np.prod(shape))
+            count = math.prod(shape)
             arrays[name] = np.frombuffer(buffer, np.float32, count, offset).reshape(shape)
             offset += 4 * count
         name, version = head["model"]
