@@ -135,37 +135,28 @@ def train(
         for split in walk_forward(samples, config.test_starts, **gaps)
     ]
     judgement = judge(folds, bootstrap)
-    audit = audit_uncertainty(samples, folds[-1], config.fit, bootstrap, refits=config.bootstrap_refits)
-
     held_out_from = {b.symbol: b.dates[-config.held_out_bars] for b in bars}
-    last = split_before(samples, min(held_out_from.values()), **gaps)
-    refit_epoch = on_epoch.of("final refit")
-    model, epoch = fit_network(
-        samples, last, config.fit, seed=config.seed, on_epoch=lambda epoch: refit_epoch(config.seed, epoch)
-    )
+    model, refit = _refit(samples, split_before(samples, min(held_out_from.values()), **gaps), config, on_epoch)
 
     report = Report(
         name=MODEL_NAME,
         settings=asdict(config),
         n_params=model.n_params,
         hashes={"data": data_hash(), "features": fingerprint(), "scaler": scaler_fingerprint(model)},
-        packages={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                  "scikit-learn": sklearn.__version__},
+        packages=_packages(),
         symbols={b.symbol: _span(b, held_out_from[b.symbol]) for b in bars},
         metrics=judgement.metrics,
         by_seed=judgement.by_seed,
         differences=judgement.differences,
         by_fold=[_fold_row(samples, fold, judge([fold], bootstrap)) for fold in folds],
         volatility=volatility_table(judgement.forecasts[MODEL], judgement.outcomes.y),
-        audit=audit,
-        refit=_judge_refit(model, epoch, samples, last, config),
+        audit=audit_uncertainty(samples, folds[-1], config.fit, bootstrap, refits=config.bootstrap_refits),
+        refit=refit,
         wall_time_s=clock() - started,
-    )  # fmt: skip
+    )
     files = _files(report, judgement, model)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            (output / name).write_bytes(data)
+        _write(output, files)
     return Trained(report, files, None if registry is None else _publish(registry, files, report))
 
 
@@ -198,6 +189,15 @@ def _seeds(config: TrainConfig) -> range:
     return range(config.seed, config.seed + config.n_seeds)
 
 
+def _packages() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
 def _span(bars: Bars, held_out_from: np.datetime64) -> dict[str, str | int]:
     return {
         "bars": len(bars),
@@ -226,10 +226,15 @@ def _fold_row(samples: Samples, fold: Fold, judgement: Judgement) -> dict[str, A
     }
 
 
-def _judge_refit(model: HybridModel, epoch: int, samples: Samples, split: Split, config: TrainConfig) -> Refit:
+def _refit(samples: Samples, split: Split, config: TrainConfig, on_epoch: _Epochs) -> tuple[HybridModel, Refit]:
+    """The weights to publish, by the recipe that was judged, and how they do on the bars held out."""
+    told = on_epoch.of("final refit")
+    model, epoch = fit_network(
+        samples, split, config.fit, seed=config.seed, on_epoch=lambda epoch: told(config.seed, epoch)
+    )
     learn, choose, _ = blocks_of_split(model, samples, split, config.fit)
     outcomes = outcomes_of(samples, split.test)
-    return Refit(
+    return model, Refit(
         train=len(split.train),
         validation=len(split.validation),
         trained_until=str(samples.label_dates[split.train].max()),
@@ -256,6 +261,12 @@ def _files(report: Report, judgement: Judgement, model: HybridModel) -> dict[str
         "reliability.png": reliability_picture(called, judgement.outcomes),
         "coverage.png": coverage_picture(spread, y),
     }
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def _publish(registry: Registry, files: dict[str, bytes], report: Report) -> str:
