@@ -45,19 +45,20 @@ class GatewayProcess:
         self.url = f"http://127.0.0.1:{free_port()}"
         self._secret = secrets.token_urlsafe(48)
         self.log = folder / "gateway.log"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve", "--port", self.url.rpartition(":")[2]],
-            cwd=folder,
-            env={
-                **os.environ,
-                "MODEL_REGISTRY_PATH": str(ROOT / "models"),
-                "GATEWAY_JWT_SECRET": self._secret,
-                **environment,
-            },
-            stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve", "--port", self.url.rpartition(":")[2]],
+                cwd=folder,
+                env={
+                    **os.environ,
+                    "MODEL_REGISTRY_PATH": str(ROOT / "models"),
+                    "GATEWAY_JWT_SECRET": self._secret,
+                    **environment,
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.started_at = time.monotonic()
 
     @property
