@@ -120,6 +120,7 @@ def _run_gateway(settings: Settings, log_stream: IO[bytes] | None = None) -> Non
         log_config=None,
         server_header=False,
         date_header=False,
+        timeout_keep_alive=75,  # a desk that asks every ten seconds keeps its connection
         timeout_graceful_shutdown=25,
     )
 

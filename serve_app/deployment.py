@@ -59,7 +59,9 @@ class CNNLSTMPredictor:
         _listen_on_node_address_only()
         self._limits = QueueLimits(**limits)
         self._queue = DrainQueue(
-            max_batch_windows=self._limits.max_batch_windows, max_queue_windows=self._limits.max_queue_windows
+            max_batch_windows=self._limits.max_batch_windows,
+            max_queue_windows=self._limits.max_queue_windows,
+            inline_windows=self._limits.inline_windows,
         )
         self._replica_id = str(serve.get_replica_context().replica_id.unique_id)
         self._clock: Callable[[], float] = time.monotonic

@@ -37,9 +37,9 @@ HEALTH_CHECK_TIMEOUT_S = 2.0
 SERVE_ENV: dict[str, str] = {
     # gRPC between handle and replica, the router in the caller's loop, buffered request logs.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Of that bundle, not these two: nothing shall listen for strangers, and health checks shall not wait for a call.
+    # Of that bundle, not this one: nothing shall listen for strangers. What it does include is that replicas run our
+    # code on their main loop, which spares two changes of thread; forward passes that take long have their own thread.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
     # A process that hangs cannot shut down gracefully; waiting for it delays the one that replaces it.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # The default of 10 s is longer than the delays of the quicker profiles.
@@ -84,11 +84,13 @@ class QueueLimits(_Strict):
     Attributes:
         max_batch_windows: Most windows of one forward pass.
         max_queue_windows: Windows that may wait; beyond them calls are shed with `Overloaded`.
+        inline_windows: Batches up to this size run on the replica's event loop, larger ones on a thread.
         stall_s: Seconds without progress while work waits, after which the replica calls itself unhealthy.
     """
 
     max_batch_windows: Annotated[int, Field(ge=1, le=1024)] = MAX_BATCH_WINDOWS
     max_queue_windows: Annotated[int, Field(ge=1, le=65536)] = 16 * MAX_BATCH_WINDOWS
+    inline_windows: Annotated[int, Field(ge=0, le=64)] = 4
     stall_s: Annotated[float, Field(gt=0, le=300)] = 5.0
 
 

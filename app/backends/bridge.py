@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 EX_TEMPFAIL = 75  # sysexits.h: try again later
 
 STATUS_PERIOD_S = 0.5
+SETTLED_PERIOD_S = 1.0  # while all is well: a look costs the controller and this process some 20 ms of CPU each
 STATUS_PATIENCE_S = 1.0
 PORT_TIMEOUT_S = 1.0
 JOIN_TIMEOUT_S = 20.0
@@ -179,7 +180,10 @@ class Cluster:
         except Exception:
             _log.warning("%s has replicas and does not answer yet", app, exc_info=True)
         else:
-            self._answering[app] = self._handles[app].predict_packed
+            # Bytes and numbers need none of cloudpickle's powers, which cost time in every call.
+            self._answering[app] = self._handles[app].options(
+                method_name="predict_packed", request_serialization="pickle", response_serialization="pickle"
+            )
             self.liveness.answered(time.monotonic())
 
     async def predict(self, predict: Predict, windows: bytes) -> bytes:
@@ -209,8 +213,8 @@ class Cluster:
         if predict.app not in self._answering:
             raise NotReady("there is no such application")
         budget_s = predict.deadline - time.monotonic()
-        method = self._answering[predict.app]
-        packed: bytes = await _call(method, windows, tuple(predict.options), budget_s, len(predict.passengers))
+        predict_packed = self._answering[predict.app]
+        packed: bytes = await _call(predict_packed, windows, tuple(predict.options), budget_s, len(predict.passengers))
         return packed
 
     async def stats(self) -> dict[str, Any]:
@@ -331,7 +335,8 @@ class Bridge:
             if reason := liveness.verdict(time.monotonic()):
                 raise Stranded(reason)
             self._push("joined", states)
-            await asyncio.sleep(STATUS_PERIOD_S)
+            is_settled = states and all(state.ready for state in states.values())
+            await asyncio.sleep(SETTLED_PERIOD_S if is_settled else STATUS_PERIOD_S)
 
     def _push(self, state: str, apps: dict[str, AppState] | None = None) -> None:
         self._gateway.send(Kind.STATUS, 0, {"state": state, "apps": apps or {}})

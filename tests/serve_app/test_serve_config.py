@@ -98,6 +98,5 @@ def test_applications_need_names_of_their_own() -> None:
         build_config()
 
 
-def test_direct_ingress_stays_off_and_health_checks_have_a_thread() -> None:
+def test_direct_ingress_stays_off() -> None:
     assert SERVE_ENV["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
-    assert SERVE_ENV["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] == "1"
