@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
@@ -75,6 +75,15 @@ class Wish:
     trace: str | None
 
 
+class Reply(NamedTuple):
+    """An answer ready to be sent, and what it says of whom for the books."""
+
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    served: Served
+    n_windows: int
+
+
 class Predict:
     """The route as an ASGI application.
 
@@ -116,14 +125,16 @@ class Predict:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ledger = Ledger.of(scope)
         try:
-            body, headers = await self._answer(scope, receive, ledger)
+            reply = await self._answer(scope, receive, ledger)
         except Exception as error:
             self._record_refusal(error, ledger)
             raise
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        seconds = ledger.total_ms() / 1e3
+        await send({"type": "http.response.start", "status": 200, "headers": reply.headers})
+        await send({"type": "http.response.body", "body": reply.body})
+        self._record_answer(reply, ledger, seconds)  # the caller need not wait for our bookkeeping
 
-    async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> Reply:
         principal = authenticate(self._verifier, scope)
         require_scope(principal, "predict")
         ledger.close_stage("auth")
@@ -143,8 +154,7 @@ class Predict:
         ledger.close_call(served.answer.stages_ms)
         body = encode_answer(served, batch.options, ledger, wish.client_request_id)
         ledger.close_stage("encode")
-        self._record_answer(served, ledger, len(batch.windows))
-        return body, _answer_headers(body, served, allowance, ledger)
+        return Reply(body, _answer_headers(body, served, allowance, ledger), served, len(batch.windows))
 
     def _read_wish(self, headers: dict[bytes, bytes], principal: Principal, ledger: Ledger) -> Wish:
         timeout_ms = self._max_timeout_ms
@@ -212,17 +222,18 @@ class Predict:
         )
         return await self._dispatcher.predict(call, subject=wish.route_key or principal.account, route_to=wish.route_to)
 
-    def _record_answer(self, served: Served, ledger: Ledger, n_windows: int) -> None:
+    def _record_answer(self, reply: Reply, ledger: Ledger, seconds: float) -> None:
+        served = reply.served
         version = served.answer.prediction.model_version
-        ledger.facts.update(windows=n_windows, arm=served.arm.backend, model_version=version)
+        ledger.facts.update(windows=reply.n_windows, arm=served.arm.backend, model_version=version)
         if served.fallback:
             ledger.facts["fallback"] = served.fallback
         self._metrics.count_prediction(
             version=version,
             arm=served.arm.backend,
             fallback=served.fallback,
-            windows=n_windows,
-            seconds=ledger.total_ms() / 1e3,
+            windows=reply.n_windows,
+            seconds=seconds,
             stages_ms=ledger.stages_ms,
         )
 
@@ -253,8 +264,8 @@ def single_headers(scope: Scope) -> dict[bytes, bytes]:
     return found
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work`, and cancel it as soon as the client leaves.
+async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
+    """Await `work` in this very task, and cancel it as soon as the client leaves.
 
     Args:
         receive: Of a request whose body has been read; all that can still come is the disconnect.
@@ -263,19 +274,21 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T
     Raises:
         ClientGone: The client left first.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None, "a request is always a task"
     watch = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
     try:
-        return await task
+        return await work
     except asyncio.CancelledError:
         if watch.done() and not watch.cancelled():
+            task.uncancel()
             raise ClientGone from None
         raise
     finally:
         watch.cancel()
 
 
-async def _cancel_on_disconnect(receive: Receive, task: asyncio.Future[Any]) -> None:
+async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     task.cancel()
