@@ -46,6 +46,7 @@ class LocalRay:
 
     def __init__(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> None:
         # Ray puts Unix sockets below this folder, and their paths may have 107 bytes: hence not below the project.
+        # It also opens the folder that it is given to everybody, so it gets one inside ours, which stays closed.
         self.directory = Path(tempfile.mkdtemp(prefix="sluice-ray-", dir="/tmp"))
         self.token_file = self.directory / "auth_token"
         self.token_file.touch(mode=0o600)
@@ -144,7 +145,7 @@ class LocalRay:
             *(f"--dashboard-agent-listen-port={agent_http}", f"--dashboard-agent-grpc-port={agent_grpc}"),
             *(f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}"),
             *(f"--ray-client-server-port={client}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
-            *(f"--temp-dir={self.directory}", "--disable-usage-stats", "--include-log-monitor=false"),
+            *(f"--temp-dir={self.directory / 'ray'}", "--disable-usage-stats", "--include-log-monitor=false"),
         ]
 
     def _takes_configurations(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,11 @@ def test_nothing_of_it_listens_beyond_loopback(ray_cluster: LocalRay) -> None:
 def test_strangers_are_refused(ray_cluster: LocalRay) -> None:
     for path in ("/api/serve/applications/", "/api/jobs/"):
         assert httpx.get(ray_cluster.dashboard_url + path, trust_env=False).status_code == 401
+
+
+def test_no_other_user_of_the_host_gets_at_its_files(ray_cluster: LocalRay) -> None:
+    assert stat.S_IMODE(ray_cluster.directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE(ray_cluster.token_file.stat().st_mode) == 0o600
 
 
 def test_stop_leaves_neither_process_nor_folder() -> None:
