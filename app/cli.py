@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from serve_app.serve_config import ServedModel
 
 cli = typer.Typer(name="sluice", no_args_is_help=True, add_completion=False, help="A model server for trading.")
-registry_cli = typer.Typer(no_args_is_help=True, help="Model versions: list, publish, verify, alias.")
+registry_cli = typer.Typer(no_args_is_help=True, help="Model versions: list, verify, alias.")
 rollout_cli = typer.Typer(no_args_is_help=True, help="The share of callers that Ray Serve answers.")
 cli.add_typer(registry_cli, name="registry")
 cli.add_typer(rollout_cli, name="rollout")
@@ -72,7 +72,7 @@ def serve(
         overrides["jwt_secret_file"] = development.development_secret()
     settings = settings.with_overrides(**overrides)
     settings.signing_secret()
-    _require_free_port(settings.host, settings.port)
+    settings = settings.with_overrides(port=_require_free_port(settings.host, settings.port))
     _require_model(settings)
     _require_state(settings)
     # Uvicorn drains on SIGTERM and then raises it once more; the end was asked for, so it is no fault.
@@ -142,13 +142,15 @@ def _invite(settings: Settings, url: str) -> None:
     )
 
 
-def _require_free_port(host: str, port: int) -> None:
+def _require_free_port(host: str, port: int) -> int:
+    """The port to listen on: the one asked for, or a free one for 0, so that it can be told before it listens."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             fail(f"cannot listen on {host}:{port}: {error.strerror}; another port: make run PORT={port + 1}", EX_CONFIG)
+        return int(probe.getsockname()[1])
 
 
 def _require_model(settings: Settings) -> None:
@@ -383,21 +385,27 @@ def _client(settings: Settings, url: str | None, token: str | None, scope: str) 
 
     if url is None:
         url = development.URL_FILE.read_text() if development.URL_FILE.exists() else _DEFAULT_URL
-    return GatewayClient(url, token or _mint(settings, "operator", scope, 60))
+    token = token or _mint(settings, "operator", scope, 60)
+    if not token.isascii():
+        fail("the token holds a character that no token has")
+    return GatewayClient(url, token)
 
 
 def _mint(settings: Settings, subject: str, scope: str, lifetime_s: int = 86400) -> str:
     from app.auth import mint_token
 
-    return mint_token(
-        settings.signing_secret(),
-        subject=subject,
-        scopes=scope.split(),
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-        lifetime_s=lifetime_s,
-        now=time.time(),
-    )
+    try:
+        return mint_token(
+            settings.signing_secret(),
+            subject=subject,
+            scopes=scope.split(),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            lifetime_s=lifetime_s,
+            now=time.time(),
+        )
+    except ValueError as error:
+        fail(str(error))
 
 
 def _told(ask: Callable[[], T]) -> T:

@@ -254,7 +254,7 @@ def variable_of(field: str) -> str:
 
 
 def load_settings(env_file: str | Path | None = ".env") -> Settings:
-    """Read the settings and take the secrets out of the environment, so that no child process inherits them.
+    """Read the settings, and leave in the environment what child processes and libraries shall see: no secrets.
 
     Args:
         env_file: File of KEY=value lines that is read too where it exists; the environment wins over it.
@@ -272,7 +272,17 @@ def load_settings(env_file: str | Path | None = ".env") -> Settings:
         raise ConfigError(f"cannot read {env_file}: {error.strerror}") from error
     for field in ("jwt_secret", "sticky_key"):
         os.environ.pop(variable_of(field), None)
+    for field in ("ray_auth_token_path", "multiproc_dir"):
+        _export(variable_of(field), getattr(settings, field))
     return settings
+
+
+def _export(name: str, path: Path | None) -> None:
+    """Let libraries that read the environment themselves see what we read: of a `.env` file, and nothing for empty."""
+    if path is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = str(path)
 
 
 def _refuse_unknown(names: Iterable[str]) -> None:

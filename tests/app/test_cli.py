@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.auth import Key, KeySet, TokenVerifier
+from app.cli import _require_free_port
 
 SECRET = "vR3kQ0mZy8Tn5LwXc7HdFgJ2sBpEuA9iKoNqWxYz4Mh6"
 EX_CONFIG = 78
@@ -63,6 +64,10 @@ def test_a_taken_port_is_one_line_that_names_another(tmp_path: Path) -> None:
     assert_one_plain_line(result, EX_CONFIG, str(port), f"PORT={port + 1}")
 
 
+def test_port_0_is_a_port_that_can_be_told() -> None:
+    assert _require_free_port("127.0.0.1", 0) > 0
+
+
 def test_a_missing_model_is_one_line_that_names_the_registry(tmp_path: Path) -> None:
     result = sluice("serve", "--port", "0", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
     assert_one_plain_line(result, EX_CONFIG, "no model", "models")
@@ -90,6 +95,9 @@ def test_a_weak_secret_is_refused_and_not_printed(tmp_path: Path) -> None:
         (("predict", "--symbol", "MSFT", "--url", "http://127.0.0.1:9"), "127.0.0.1:9"),
         (("rollout", "show", "--url", "http://127.0.0.1:9"), "127.0.0.1:9"),
         (("registry", "verify"), "registry"),
+        (("token", "--sub", "desk", "--scope", "Bad!"), "scopes"),
+        (("token", "--sub", ""), "name"),
+        (("rollout", "show", "--token", "☃"), "token"),
     ],
 )
 def test_what_an_operator_can_mend_is_one_plain_line(tmp_path: Path, words: tuple[str, ...], expected: str) -> None:

@@ -17,7 +17,8 @@ GOOD_SECRET = "pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for field in Settings.model_fields:
-        monkeypatch.delenv(variable_of(field), raising=False)
+        monkeypatch.setenv(variable_of(field), "")  # so that what a test puts there is taken out again
+        monkeypatch.delenv(variable_of(field))
     monkeypatch.chdir(tmp_path)
 
 
@@ -28,6 +29,20 @@ def example_values() -> dict[str, str]:
 
 def test_the_example_file_names_every_setting_and_no_other() -> None:
     assert set(example_values()) == {variable_of(field) for field in Settings.model_fields}
+
+
+def test_what_libraries_read_themselves_reaches_them_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"RAY_AUTH_TOKEN_PATH=token\nPROMETHEUS_MULTIPROC_DIR={tmp_path}\n")
+    load_settings()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "token"
+    assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN_PATH", "PROMETHEUS_MULTIPROC_DIR"])
+def test_an_empty_path_is_unset_for_libraries_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")  # Ray would ask for a token then, and the metrics library write into the folder
+    load_settings()
+    assert name not in os.environ
 
 
 def test_the_example_file_gives_the_defaults(tmp_path: Path) -> None:
