@@ -52,6 +52,7 @@ RECONNECT_TIMEOUT_S = 600
 GROUPS_PER_REPLICA = 2  # one under way, one waiting at the model for its turn
 
 _CALL_IDS = 2**32
+_LOST = "the bridge to Ray ended"
 _SUMMED = ("request_count", "window_count", "queued_windows")
 
 
@@ -283,6 +284,8 @@ class BridgeProcess:
             del self._answers[call_id]
 
     def _expect(self, call_id: int) -> asyncio.Future[Frame]:
+        if self.state == "no-bridge":
+            raise ReplicaLost(_LOST)  # calls that waited for a slot may come after `_lose` has told the others
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._answers[call_id] = answer
         return answer
@@ -341,7 +344,7 @@ class BridgeProcess:
         self.state, self.apps = "no-bridge", {}
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(ReplicaLost("the bridge to Ray ended"))
+                answer.set_exception(ReplicaLost(_LOST))
                 answer.exception()  # counts as seen, should its waiter be cancelled this very moment
 
 

@@ -81,11 +81,16 @@ class FileStore:
 
     @staticmethod
     def _write(path: Path, text: str) -> None:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except OSError:
+            os.unlink(name)  # a full disk must not fill with what did not fit
+            raise
 
 
 @dataclass(frozen=True, slots=True)

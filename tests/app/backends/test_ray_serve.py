@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from app.backends.coalesce import Group
 from app.backends.frames import Frame, Kind
 from app.backends.ray_serve import BridgeProcess, RayServeBackend, _environment, _result
-from serve_app.contract import NotReady, ServingError
+from serve_app.contract import NotReady, Options, ReplicaLost, ServingError
 
 from .hand_driven import HandDrivenLoop, call, drive
 
@@ -54,4 +57,13 @@ async def test_an_answer_with_an_unknown_code_is_still_a_serving_error() -> None
 async def test_an_answer_nobody_waits_for_is_dropped() -> None:
     bridge = BridgeProcess("127.0.0.1:1", "app", {}, clock=lambda: 0.0)
     bridge._take(Frame(Kind.RESULT, 77, {}, b""))
+    assert bridge._answers == {}
+
+
+async def test_a_group_sent_after_the_connection_is_lost_fails_at_once() -> None:
+    bridge = BridgeProcess("127.0.0.1:1", "app", {}, clock=lambda: 0.0)
+    bridge._lose(None)
+    group = Group(None, Options(), 1.0, ())
+    with pytest.raises(ReplicaLost):
+        await asyncio.wait_for(bridge.predict("app", group), 1.0)
     assert bridge._answers == {}

@@ -63,3 +63,10 @@ async def test_no_temporary_file_stays_behind(tmp_path: Path) -> None:
     await FileStore(tmp_path).write("rollout", {"a": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["rollout.json"]
     assert json.loads((tmp_path / "rollout.json").read_text()) == {"a": 1}
+
+
+async def test_a_write_that_failed_leaves_no_temporary_file_either(tmp_path: Path) -> None:
+    (tmp_path / "rollout.json").mkdir()  # what cannot be replaced by a file
+    with pytest.raises(OSError, match="directory"):
+        await FileStore(tmp_path).write("rollout", {"a": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["rollout.json"]
