@@ -24,6 +24,9 @@ import httpx
 from serve_app.serve_config import SERVE_ENV
 
 _LOOPBACK = "127.0.0.1"
+# Else Ray replaces a loopback address by the host's own and listens on all of them. The name says what it was made for.
+LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 _PR_SET_PDEATHSIG = 1
 _END_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024  # a group of 32 windows is 0.4 MB and travels in the message itself
@@ -80,7 +83,7 @@ class LocalRay:
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            **LOOPBACK_ENV,
             **self._extra_environment,
         }
 

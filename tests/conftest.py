@@ -7,6 +7,12 @@ from collections.abc import Generator
 
 import pytest
 
+from app.local_ray import LOOPBACK_ENV
+from serve_app.serve_config import SERVE_ENV
+
+# Ray reads these once, when the first test imports it; every driver in this process needs them to join a local Ray.
+os.environ.update({**SERVE_ENV, **LOOPBACK_ENV})
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(

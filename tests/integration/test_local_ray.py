@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -38,17 +39,24 @@ def listening_addresses(pids: set[int]) -> set[str]:
     return addresses
 
 
-def test_nothing_of_it_listens_beyond_loopback(ray_cluster: LocalRay) -> None:
-    family = {ray_cluster.pid, *descendants(ray_cluster.pid)}
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalRay]:
+    """One that nothing was deployed on: what an application opens is the application's to test."""
+    with LocalRay(num_cpus=1) as cluster:
+        yield cluster
+
+
+def test_nothing_of_it_listens_beyond_loopback(cluster: LocalRay) -> None:
+    family = {cluster.pid, *descendants(cluster.pid)}
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     found = listening_addresses(family)
     assert found
     assert found <= loopback
 
 
-def test_strangers_are_refused(ray_cluster: LocalRay) -> None:
+def test_strangers_are_refused(cluster: LocalRay) -> None:
     for path in ("/api/serve/applications/", "/api/jobs/"):
-        assert httpx.get(ray_cluster.dashboard_url + path, trust_env=False).status_code == 401
+        assert httpx.get(cluster.dashboard_url + path, trust_env=False).status_code == 401
 
 
 def test_no_other_user_of_the_host_gets_at_its_files(ray_cluster: LocalRay) -> None:
