@@ -42,9 +42,6 @@ SERVE_ENV: dict[str, str] = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     # A process that hangs cannot shut down gracefully; waiting for it delays the one that replaces it.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    # The default of 10 s is longer than the delays of the quicker profiles.
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "5",
     # Series per replica and per handle would grow with every restart.
     "RAY_SERVE_CONTROLLER_METRICS_INCLUDE_HIGH_CARDINALITY_TAGS": "0",
     "RAY_SERVE_COMPACT_LONG_POLL_METRIC_TAGS": "1",

@@ -38,10 +38,19 @@ def test_profiles_keep_the_figures_they_were_specified_with(name: Any, expected:
     assert tuple(PROFILES[name].model_dump().values())[:7] == expected
 
 
+def test_the_trading_profile_keeps_its_reports_and_look_back() -> None:
+    assert (PROFILES["trading"].metrics_interval_s, PROFILES["trading"].look_back_period_s) == (10, 120)
+
+
 def test_only_the_trading_profile_looks_back_longer_than_it_waits() -> None:
     assert [
         name for name, p in PROFILES.items() if p.look_back_period_s > min(p.upscale_delay_s, p.downscale_delay_s)
     ] == ["trading"]
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_replicas_report_several_times_within_a_delay(name: Any) -> None:
+    assert PROFILES[name].upscale_delay_s >= 3 * PROFILES[name].metrics_interval_s
 
 
 @pytest.mark.parametrize(
@@ -49,7 +58,7 @@ def test_only_the_trading_profile_looks_back_longer_than_it_waits() -> None:
     [
         {"target_num_ongoing_requests_per_replica": 5},
         {"upscale_smoothing_factor": 1.0},
-        {"metrics_interval_s": 10.0},
+        {"metrics_interval_s": 30.0},
         {"min_replicas": 11},
         {"min_replicas": 0},
         {"target_ongoing_requests": 0.0},
