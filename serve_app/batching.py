@@ -81,7 +81,8 @@ class DrainQueue:
         max_batch_windows: Most windows of one forward pass.
         max_queue_windows: Most windows that wait.
         inline_windows: Batches up to this size run on the event loop itself, larger ones on a thread. On a quiet
-            machine the two changes of thread cost more than the loop misses in one small forward pass.
+            machine the two changes of thread cost more than the loop misses in one small forward pass. Nothing else
+            happens meanwhile: what hangs there shows as a process that does not answer, not in `stalled_s`.
         clock: Monotonic seconds.
     """
 
@@ -171,6 +172,7 @@ class DrainQueue:
                 self._running_windows = 0
                 self._progress_at = self._clock()
                 self._update_load()
+                await asyncio.sleep(0)  # answers leave before the next batch, which may run on this very loop
         finally:
             self._draining = None
 

@@ -52,6 +52,21 @@ class GatedModel:
         )
 
 
+class PlacedModel(GatedModel):
+    """Remembers on which thread each batch ran, and which callers had been answered by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[int] = []
+        self.done: list[float] = []
+        self.done_before: list[list[float]] = []
+
+    def predict(self, windows: FloatArray, options: Options) -> Prediction:
+        self.threads.append(threading.get_ident())
+        self.done_before.append(list(self.done))
+        return super().predict(windows, options)
+
+
 class ShortModel(GatedModel):
     """Loses the last window."""
 
@@ -259,3 +274,59 @@ async def test_load_is_windows_averaged_over_time(caller: Caller, queue: DrainQu
     queue.mean_windows()
     clock.now += 1
     assert queue.mean_windows() == 0
+
+
+@pytest.fixture
+def inline_queue(clock: FakeClock) -> Iterator[DrainQueue]:
+    queue = DrainQueue(max_batch_windows=8, max_queue_windows=32, inline_windows=2, clock=clock)
+    yield queue
+    queue.close()
+
+
+async def test_only_batches_up_to_the_inline_size_run_on_the_loop(inline_queue: DrainQueue) -> None:
+    model = PlacedModel()
+    for size in (2, 3):
+        await Caller(inline_queue, model).send(*range(size))
+    here, elsewhere = model.threads
+    assert here == threading.get_ident() != elsewhere
+
+
+async def test_an_answer_leaves_before_the_next_batch_blocks_the_loop(inline_queue: DrainQueue) -> None:
+    model = PlacedModel()
+
+    async def call(value: float, options: Options) -> None:
+        await inline_queue.predict(model, windows(value), options, deadline=FAR)
+        model.done.append(value)
+
+    await asyncio.gather(call(1, Options()), call(2, Options(use_ensemble=False)))
+    assert model.batches == [[1], [2]]
+    assert model.done_before == [[], [1]]
+
+
+async def test_on_the_loop_too_expired_and_cancelled_work_is_not_run(
+    inline_queue: DrainQueue, clock: FakeClock
+) -> None:
+    model = PlacedModel()
+    caller = Caller(inline_queue, model)
+    model.gate.clear()
+    held = caller.send(0, 0, 0)  # on the thread
+    await asyncio.to_thread(model.entered.wait, 10)
+    late, leaving, good = caller.send(1, deadline=101.0), caller.send(2), caller.send(3)
+    await caller.settle()
+    leaving.cancel()
+    await caller.settle()
+    clock.now = 102.0
+    await caller.release()
+    await held
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert await values_of(good) == [3]
+    assert model.batches[1:] == [[3]]
+    assert inline_queue.waiting_windows == inline_queue.stalled_s == 0
+
+
+async def test_on_the_loop_too_a_bad_call_fails_alone(inline_queue: DrainQueue, model: GatedModel) -> None:
+    caller = Caller(inline_queue, model)
+    answers = await asyncio.gather(caller.send(1), caller.send(POISON), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Prediction, ModelFailed]
+    assert model.batches == [[1, POISON], [1], [POISON]]
