@@ -84,6 +84,7 @@ class CNNLSTMPredictor:
         served = ServedModel.model_validate(user_config)
         async with self._loading:
             if served == self._served:
+                self._rejected = None  # whoever asks for the old version again has taken the other one back
                 return
             try:
                 engine = await asyncio.to_thread(_load, served)

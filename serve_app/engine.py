@@ -190,6 +190,8 @@ def _available(device: str) -> str:
 def _load_model(artefact: Artefact) -> HybridModel:
     try:
         config = ModelConfig.from_dict(artefact.config)
+        if (config.n_features, config.n_steps) != (N_FEATURES, N_STEPS):
+            raise ValueError(f"it is for windows of {config.n_features} by {config.n_steps}")
         # On the meta device a model has shapes and no memory, whatever sizes the config asks for.
         with torch.device("meta"):
             expected = HybridModel(config).state_dict()
@@ -213,6 +215,8 @@ def _require_same_tensors(expected: Mapping[str, Tensor], weights: Mapping[str, 
     if differing := sorted(set(expected) ^ set(weights)):
         raise ArtefactRejected(f"weights and config differ in tensors: {', '.join(differing)[:200]}")
     for name, tensor in expected.items():
+        if not weights[name].isfinite().all():
+            raise ArtefactRejected(f"{name} holds values that are not finite")
         if (weights[name].shape, weights[name].dtype) != (tensor.shape, tensor.dtype):
             raise ArtefactRejected(
                 f"{name} is {weights[name].dtype} {tuple(weights[name].shape)} "

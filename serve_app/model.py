@@ -82,6 +82,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.filter_sizes or any(size % 2 == 0 or size < 1 for size in self.filter_sizes):
             raise ValueError("filter_sizes must be odd and positive, so that the output is as long as the input")
+        sizes = (self.channels, self.excite_ratio, self.width, self.lstm_hidden, self.attention_heads, self.head_hidden)
+        if min(sizes) < 1:
+            raise ValueError("sizes must be positive")
+        if not (self.clip > 0 and self.log_var_limit > 0):
+            raise ValueError("clip and log_var_limit must be positive")
         if self.width % self.attention_heads:
             raise ValueError("attention_heads must divide width")
         if self.mc_samples < 2:

@@ -156,8 +156,18 @@ def retyped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**state, "highway.bias": state["highway.bias"].double()}
 
 
+def diverged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, "highway.bias": torch.full_like(state["highway.bias"], torch.nan)}
+
+
 @pytest.mark.parametrize(
-    ("harm", "reason"), [(renamed, r"highway.bais, highway.bias"), (reshaped, r"\(4,\)"), (retyped, r"float64")]
+    ("harm", "reason"),
+    [
+        (renamed, r"highway.bais, highway.bias"),
+        (reshaped, r"\(4,\)"),
+        (retyped, r"float64"),
+        (diverged, r"highway.bias holds values that are not finite"),
+    ],
 )
 def test_weights_that_are_not_the_configs_are_rejected(model: HybridModel, harm: Any, reason: str) -> None:
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -172,13 +182,28 @@ def test_bytes_that_are_no_safetensors_are_rejected(model: HybridModel, weights:
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 2**40}, {"width": 33}, {"hidden": 1}, {"width": "x"}, {"filter_sizes": [[]]}, {"width": -4}]
+    "change",
+    [
+        {"width": 2**40},
+        {"width": 33},
+        {"hidden": 1},
+        {"width": "x"},
+        {"filter_sizes": [[]]},
+        {"width": -4},
+        {"attention_heads": 0},
+    ],
 )
 def test_a_config_that_no_weights_can_fit_is_rejected_without_building_it(
     model: HybridModel, change: dict[str, Any]
 ) -> None:
     with pytest.raises(ArtefactRejected):
         load_engine(artefact_of(model, config={**model.config.to_dict(), **change}))
+
+
+def test_a_model_for_windows_of_another_length_is_rejected(model: HybridModel) -> None:
+    # Its weights fit: nothing in them depends on the number of steps.
+    with pytest.raises(ArtefactRejected, match="windows of 50 by 30"):
+        load_engine(artefact_of(model, config={**model.config.to_dict(), "n_steps": 30}))
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones(artefact: Artefact) -> None:
