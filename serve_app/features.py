@@ -89,6 +89,7 @@ _SUMS: dict[int, tuple[str, ...]] = {
 }
 _TINY = 1e-12  # of logarithms of prices: far below one tick of anything
 _NONE = 1e-300  # of volume, whose unit is unknown
+_MAX_VOLUME = 1e300  # sums over 60 bars stay finite
 
 
 def features(ohlcv: Array) -> Array:
@@ -103,7 +104,7 @@ def features(ohlcv: Array) -> Array:
 
     Raises:
         ValueError: Wrong shape, fewer than 61 bars, a value that is not finite, a price not above zero, a volume
-            below it, or a high below a low.
+            below it or above 1e300, or a high below a low.
     """
     bars = _check(ohlcv)
     n = len(bars) - HISTORY
@@ -153,8 +154,8 @@ def _check(ohlcv: Array) -> Array:
         raise ValueError(f"features need {HISTORY} bars before the first, got {len(bars)} bars in all")
     if not np.isfinite(bars).all():
         raise ValueError("bars must be finite")
-    if (bars[:, :4] <= 0).any() or (bars[:, 4] < 0).any():
-        raise ValueError("prices must be above zero and volume must not be below")
+    if (bars[:, :4] <= 0).any() or (bars[:, 4] < 0).any() or (bars[:, 4] > _MAX_VOLUME).any():
+        raise ValueError("prices must be above zero, and volume from zero to 1e300")
     if (bars[:, 1] < bars[:, 2]).any():
         raise ValueError("a bar's high is below its low")
     return bars

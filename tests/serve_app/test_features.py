@@ -181,6 +181,7 @@ def test_the_fingerprint_changes_with_order_and_with_the_definition(monkeypatch:
         (lambda bars: bars[:60], "60 bars before"),
         (lambda bars: bars[:, :4], "five columns"),
         (lambda bars: np.where(np.arange(5) == 4, -1.0, bars), "volume"),
+        (lambda bars: np.where(np.arange(5) == 4, 1e307, bars), "volume"),
         (lambda bars: bars * [1, 1, 1, 0, 1], "above zero"),
         (lambda bars: bars * [1, 0.5, 1, 1, 1], "below its low"),
         (lambda bars: np.where(np.arange(5) == 3, np.nan, bars), "finite"),
