@@ -129,9 +129,11 @@ def as_windows(array: npt.NDArray[Any]) -> FloatArray:
         C-contiguous float32[B, F, T]; no copy is made when the input already is that.
 
     Raises:
-        InvalidWindows: Wrong rank or shape, an empty batch, a value that is not finite as float32,
+        InvalidWindows: No numbers, wrong rank or shape, an empty batch, a value that is not finite as float32,
             or one beyond ±1e6.
     """
+    if array.dtype.kind not in "fiu":  # numpy would read text and dates as numbers, or fail in words of its own
+        raise InvalidWindows("data must hold real numbers")
     if array.ndim == 2:
         array = array[np.newaxis]
     if array.ndim != 3 or array.shape[1:] != (N_FEATURES, N_STEPS):

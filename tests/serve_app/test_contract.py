@@ -47,6 +47,12 @@ def test_a_packed_prediction_comes_back_as_it_was(rows: int, uncertainty: bool, 
     assert_equal(Prediction.unpack(original.pack()), original)
 
 
+@pytest.mark.parametrize("dtype", ["U3", object, complex, bool, "datetime64[D]"])
+def test_an_array_that_holds_no_real_numbers_is_refused(dtype: str) -> None:
+    with pytest.raises(InvalidWindows, match="numbers"):
+        as_windows(np.ones((50, 60), np.int64).astype(dtype))
+
+
 def test_unpacked_arrays_are_aligned_for_float32() -> None:
     assert Prediction.unpack(prediction().pack()).classification_probs.flags.aligned
 
