@@ -156,7 +156,7 @@ def _require_free_port(host: str, port: int) -> int:
 def _require_model(settings: Settings) -> None:
     from serve_app.registry import Registry, RegistryError
 
-    if settings.legacy == "off" or settings.engine == "noop":
+    if settings.legacy != "in_process" or settings.engine == "noop":
         return
     try:
         Registry(settings.registry_path).load(settings.model, settings.model_version)

@@ -24,6 +24,7 @@ from app.backends.base import Backend
 from app.backends.in_process import InProcessBackend, load_from_registry
 from app.backends.probe import Prober
 from app.backends.ray_serve import RayServeBackend
+from app.backends.remote import RemoteBackend
 from app.errors import REFUSALS, problem_response
 from app.observability.ledger import Ledger
 from app.observability.logs import LineWriter, logging_to
@@ -32,7 +33,7 @@ from app.observability.middleware import Edge
 from app.rate_limit import Counters, SlidingWindowLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
-from app.settings import ConfigError, Settings, read_secret_file
+from app.settings import ConfigError, SecretFile, Settings, read_secret_file
 
 
 def create_app(
@@ -165,19 +166,34 @@ def _backends_of(settings: Settings, clock: Callable[[], float]) -> list[Backend
     if settings.ray_address is not None:
         backends.append(RayServeBackend(settings.ray_address, clock=clock))
     if settings.legacy == "in_process":
-        load = partial(
-            load_from_registry,
-            settings.registry_path,
-            model=settings.model,
-            version=settings.model_version,
-            engine=settings.engine,
-            device=settings.device,
-            threads=settings.engine_threads,
-        )
-        backends.append(InProcessBackend(load, clock=clock))
+        backends.append(_in_process(settings, clock))
+    if settings.legacy == "remote":
+        backends.append(_remote(settings, clock))
     if not backends:
         raise ConfigError("nothing can answer: set RAY_ADDRESS, or GATEWAY_LEGACY=in_process")
     return backends
+
+
+def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBackend:
+    load = partial(
+        load_from_registry,
+        settings.registry_path,
+        model=settings.model,
+        version=settings.model_version,
+        engine=settings.engine,
+        device=settings.device,
+        threads=settings.engine_threads,
+    )
+    return InProcessBackend(load, clock=clock)
+
+
+def _remote(settings: Settings, clock: Callable[[], float]) -> RemoteBackend:
+    assert settings.legacy_url is not None, "checked with the settings"
+    token = None if settings.legacy_token_file is None else SecretFile(settings.legacy_token_file)
+    try:
+        return RemoteBackend(settings.legacy_url, path=settings.legacy_path, token=token, clock=clock)
+    except ValueError as error:
+        raise ConfigError(f"GATEWAY_LEGACY_URL: {error}") from error
 
 
 def _sticky_key(settings: Settings) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -22,6 +23,9 @@ _MIN_SECRET_BYTES = 32
 _MIN_BITS_PER_BYTE = 3.5
 # Words that make a long secret guessable all the same; compared in lower case, without punctuation.
 _COMMON_SECRET_WORDS = ("changeme", "change this", "secretkey", "supersecret", "yoursecret", "password", "development")
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]*:[0-9a-f:.]*")  # a name, IPv4 or IPv6
+_TOKEN = re.compile(rb"[\x21-\x7e]+")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
@@ -67,6 +71,55 @@ def read_secret_file(path: Path) -> bytes:
     if stat.S_IMODE(mode) & 0o077:
         raise ValueError(f"the secret file {path} can be opened by others; run: chmod 600 {path}")
     return secret.rstrip(b"\r\n")
+
+
+class SecretFile:
+    """A secret that is read again when its file changes, so that it can be replaced under a running gateway.
+
+    Called, it gives the secret, and raises `ValueError` as `read_secret_file` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, ...] | None = None
+        self._secret = b""
+
+    def __call__(self) -> bytes:
+        stamp = self._look()  # before reading: a change in between is seen the next time
+        if stamp != self._stamp:
+            self._secret = read_secret_file(self._path)
+            self._stamp = stamp
+        return self._secret
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._stamp = None  # reading will say what is wrong
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def check_origin(url: str) -> str:
+    """Refuse what is more, or less, than the scheme, host and port of an HTTP service.
+
+    Raises:
+        ValueError: Another scheme, no host, a user or password, a path, query or fragment, or no possible port.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("must be an URL: scheme, host and port") from error
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise ValueError("must hold no user and no password; a token has its own file")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError("must end with the port; the path has its own setting")
+    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
+        raise ValueError("must name a host and, unless it is the scheme's own, a port")
+    return url.rstrip("/")
 
 
 def _bits_per_byte(secret: bytes) -> float:
@@ -127,7 +180,18 @@ class Settings(BaseSettings):
     )
 
     ray_serve_fraction: float = Field(1.0, description="Share of Ray Serve at the very first start.", ge=0, le=1)
-    legacy: Literal["in_process", "off"] = Field("in_process", description="The old path: in this process, or off.")
+    legacy: Literal["in_process", "remote", "off"] = Field(
+        "in_process", description="The old path: in this process, a service of its own (remote), or off."
+    )
+    legacy_url: str | None = Field(
+        None, description="Scheme, host and port of the remote legacy service: http://old.example:8000."
+    )
+    legacy_path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./~-]{0,254}$")] = Field(
+        "/ray-serve/predict", description="Path of its prediction route."
+    )
+    legacy_token_file: Path | None = Field(
+        None, description="File of the bearer token it asks for, mode 0600, read again when it changes. Empty: none."
+    )
     state_dir: Path = Field(Path(".run/state"), description="Folder of what must outlive a restart.")
     sticky_key: SecretStr | None = Field(
         None,
@@ -155,11 +219,16 @@ class Settings(BaseSettings):
             return frozenset(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("legacy", mode="before")
+    @field_validator("legacy_url")
     @classmethod
-    def _refuse_remote(cls, value: Any) -> Any:
-        if value == "remote":
-            raise ValueError("a remote legacy service is not there yet; use in_process or off")
+    def _check_legacy_url(cls, value: str | None) -> str | None:
+        return value if value is None else check_origin(value)
+
+    @field_validator("legacy_token_file")
+    @classmethod
+    def _check_legacy_token_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not _TOKEN.fullmatch(read_secret_file(value)):
+            raise ValueError(f"the file {value} must hold one token: visible ASCII characters and nothing else")
         return value
 
     @field_validator("workers")
@@ -209,6 +278,12 @@ class Settings(BaseSettings):
         if self.jwt_secret is not None:
             raise ValueError("GATEWAY_JWT_SECRET and GATEWAY_JWT_SECRET_FILE are both set; keep one")
         check_secret(read_secret_file(self.jwt_secret_file), f"the token secret in {self.jwt_secret_file}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_legacy(self) -> Settings:
+        if self.legacy == "remote" and self.legacy_url is None:
+            raise ValueError("GATEWAY_LEGACY=remote needs GATEWAY_LEGACY_URL: scheme, host and port of the service")
         return self
 
     def with_overrides(self, **values: Any) -> Settings:

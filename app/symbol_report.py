@@ -38,7 +38,8 @@ def ask(gateway: GatewayClient, symbol: str, until: date | None, registry_path: 
     started = time.perf_counter()
     answer = gateway.predict(window)
     round_trip_ms = 1000 * (time.perf_counter() - started)
-    mean, deviation = answer["predictions"]["regression_pred"][0], answer["uncertainty"]["regression_uncertainty"][0]
+    mean = answer["predictions"]["regression_pred"][0]
+    deviation = _uncertainty(answer, "regression_uncertainty")
     # The model speaks in units of the last 60 days' volatility; people think in per cent.
     volatility = math.exp(window[FEATURE_NAMES.index(_LOG_VOLATILITY), -1])
     return {
@@ -47,10 +48,12 @@ def ask(gateway: GatewayClient, symbol: str, until: date | None, registry_path: 
         "sample": sample_of(registry_path, answer["model_name"], answer["model_version"], symbol, last_day),
         "probabilities": dict(zip(CLASSES, answer["predictions"]["classification_probs"][0], strict=True)),
         "expected_return_pct": 100 * volatility * mean,
-        "interval_90_pct": [100 * volatility * (mean + sign * _Z90 * deviation) for sign in (-1, 1)],
+        "interval_90_pct": None
+        if deviation is None
+        else [100 * volatility * (mean + sign * _Z90 * deviation) for sign in (-1, 1)],
         "expected_return_sd": mean,
-        "uncertainty_sd": {name: answer["uncertainty"][name][0] for name in ("aleatoric", "epistemic")},
-        "model": f"{answer['model_name']} {answer['model_version']}",
+        "uncertainty_sd": {name: _uncertainty(answer, name) for name in ("aleatoric", "epistemic")},
+        "model": f"{answer['model_name'] or 'unknown'} {answer['model_version'] or ''}".rstrip(),
         "served_by": answer["backend"],
         "model_time_ms": answer["model_time_ms"],
         "processing_time_ms": answer["processing_time_ms"],
@@ -67,25 +70,34 @@ def window_until(bars: Bars, until: date | None) -> tuple[FloatArray, date]:
     return latest_window(bars.ohlcv[:count]), bars.dates[count - 1].astype(date)
 
 
-def sample_of(registry_path: Path, model: str, version: str, symbol: str, last_day: date) -> str:
+def sample_of(registry_path: Path, model: str | None, version: str | None, symbol: str, last_day: date) -> str:
     """Whether training saw the day after the window: `in`, `out` or `unknown` (the version is not in this registry)."""
+    if model is None or version is None:
+        return "unknown"
     try:
-        held_out_from = Registry(registry_path).verify(model, version).training.held_out_from.get(symbol)
+        training = Registry(registry_path).verify(model, version).training
     except RegistryError:
         return "unknown"
+    held_out_from = training.held_out_from.get(symbol) if training else None
     if held_out_from is None:
         return "unknown"
     return "out" if last_day >= held_out_from else "in"
 
 
+def _uncertainty(answer: dict[str, Any], name: str) -> float | None:
+    """The only window's value; None where a remote legacy service did not tell it."""
+    values = (answer["uncertainty"] or {}).get(name)
+    return None if values is None else values[0]
+
+
 def render(report: dict[str, Any]) -> Group:
     """The report for people."""
     table = Table("down", "flat", "up", "expected return", "90 % interval", "sample")
-    low, high = report["interval_90_pct"]
+    interval = report["interval_90_pct"]
     table.add_row(
         *(f"{probability:.1%}" for probability in report["probabilities"].values()),
         f"{report['expected_return_pct']:+.2f} %",
-        f"{low:+.2f} % to {high:+.2f} %",
+        "unknown" if interval is None else f"{interval[0]:+.2f} % to {interval[1]:+.2f} %",
         {"in": "in sample", "out": "out of sample", "unknown": "unknown"}[report["sample"]],
     )
     head = Text(f"{report['symbol']}, the trading day after {report['window_end']}", style="bold")
@@ -93,7 +105,11 @@ def render(report: dict[str, Any]) -> Group:
     foot = Text(
         f"model {report['model']}, served by {report['served_by']}: {report['model_time_ms']:.1f} ms in the model, "
         f"{report['processing_time_ms']:.1f} ms at the gateway, {report['round_trip_ms']:.1f} ms here\n"
-        f"uncertainty in volatilities: aleatoric {uncertainty['aleatoric']:.2f}, "
-        f"epistemic {uncertainty['epistemic']:.3f}; request {report['request_id']}"
+        f"uncertainty in volatilities: aleatoric {_figure(uncertainty['aleatoric'], '.2f')}, "
+        f"epistemic {_figure(uncertainty['epistemic'], '.3f')}; request {report['request_id']}"
     )
     return Group(head, table, foot)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)

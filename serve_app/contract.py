@@ -176,12 +176,13 @@ class Prediction:
         predictive_entropy: float32[B], nats, of the mean class distribution.
         ensemble_weights: float32[B, M], weights of `MEMBERS`; None when the fusion head answered alone.
         features: float32[B, K], the fused features; None unless asked for.
-        model_name: Name in the registry.
-        model_version: Version in the registry, never an alias.
+        model_name: Name in the registry; None from a remote service, which does not tell it.
+        model_version: Version in the registry, never an alias; None likewise.
         model_time_ms: Milliseconds of the forward pass of the whole group this row was in.
         batch_wait_ms: Milliseconds the group waited at the model for its turn.
 
-    The four uncertainty arrays are None together, when `Options.return_uncertainty` is false.
+    The four uncertainty arrays are None together when `Options.return_uncertainty` is false. Our own engines give all
+    of them otherwise; a remote service may tell the first alone, or none, and no fused features.
     """
 
     classification_probs: FloatArray
@@ -192,8 +193,8 @@ class Prediction:
     predictive_entropy: FloatArray | None
     ensemble_weights: FloatArray | None
     features: FloatArray | None
-    model_name: str
-    model_version: str
+    model_name: str | None
+    model_version: str | None
     model_time_ms: float
     batch_wait_ms: float = 0.0
 
@@ -258,9 +259,7 @@ class Prediction:
         first = parts[0]
         if len(parts) == 1:
             return first
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name, _ in first._arrays()
-        }
+        joined: dict[str, Any] = {name: _concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return replace(
             first,
             **joined,
@@ -270,3 +269,9 @@ class Prediction:
 
     def _arrays(self) -> list[tuple[str, FloatArray]]:
         return [(name, array) for name in _ARRAYS if (array := getattr(self, name)) is not None]
+
+
+def _concatenate(arrays: list[FloatArray | None]) -> FloatArray | None:
+    """None unless every part has it: half of a batch's answer is none."""
+    told = [array for array in arrays if array is not None]
+    return np.concatenate(told) if len(told) == len(arrays) else None

@@ -97,7 +97,7 @@ def decode_flags(query: bytes) -> Options:
 
 
 def encode_answer(served: Served, options: Options, ledger: Ledger, client_request_id: str | None) -> bytes:
-    """The answer as JSON; what was not asked for is null, and fused features are then left out."""
+    """The answer as JSON; what was not asked for or not told is null, fused features not asked for are left out."""
     prediction = served.answer.prediction
     predictions: dict[str, Any] = {
         "classification_probs": prediction.classification_probs,

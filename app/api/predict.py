@@ -224,7 +224,7 @@ class Predict:
 
     def _record_answer(self, reply: Reply, ledger: Ledger, seconds: float) -> None:
         served = reply.served
-        version = served.answer.prediction.model_version
+        version = served.answer.prediction.model_version or "unknown"
         ledger.facts.update(windows=reply.n_windows, arm=served.arm.backend, model_version=version)
         if served.fallback:
             ledger.facts["fallback"] = served.fallback

@@ -29,22 +29,30 @@ class PredictionRequest(BaseModel):
     return_features: bool = False
 
 
+# What the old service, as a remote legacy, may keep to itself.
+_UNTOLD = " Null where a remote legacy service does not tell."
+
+
 class Predictions(BaseModel):
     """One row per window."""
 
     classification_probs: list[list[float]] = Field(description="Probabilities of " + ", ".join(CLASSES) + ".")
     regression_pred: list[float] = Field(description="Expected return in units of its volatility (sd about 1).")
-    ensemble_weights: list[list[float]] | None = Field(description="Weights of " + ", ".join(MEMBERS) + ".")
-    features: list[list[float]] | None = Field(None, description="Fused features; only when asked for.")
+    ensemble_weights: list[list[float]] | None = Field(
+        description="Weights of " + ", ".join(MEMBERS) + "; null without the ensemble." + _UNTOLD
+    )
+    features: list[list[float]] | None = Field(None, description="Fused features; only when asked for." + _UNTOLD)
 
 
 class Uncertainty(BaseModel):
     """One value per window; standard deviations, but for the entropy."""
 
     regression_uncertainty: list[float] = Field(description="Root of aleatoric² + epistemic².")
-    aleatoric: list[float]
-    epistemic: list[float]
-    predictive_entropy: list[float] = Field(description="Of the mean class distribution, in nats.")
+    aleatoric: list[float] | None = Field(description="The noise that the model expects." + _UNTOLD)
+    epistemic: list[float] | None = Field(description="What the model does not know." + _UNTOLD)
+    predictive_entropy: list[float] | None = Field(
+        description="Of the mean class distribution, in nats." + _UNTOLD,
+    )
 
 
 class PredictionResponse(BaseModel):
@@ -53,11 +61,13 @@ class PredictionResponse(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     predictions: Predictions
-    uncertainty: Uncertainty | None
+    uncertainty: Uncertainty | None = Field(description="Null when not asked for." + _UNTOLD)
     processing_time_ms: float = Field(description="What the caller waited here.")
-    model_time_ms: float = Field(description="The forward pass of the group that these windows were part of.")
-    model_name: str
-    model_version: str
+    model_time_ms: float = Field(
+        description="The forward pass of the group that these windows were part of; a remote legacy service's own time."
+    )
+    model_name: str | None = Field(description="In the registry." + _UNTOLD)
+    model_version: str | None = Field(description="In the registry." + _UNTOLD)
     backend: str = Field(description="ray_serve or legacy.")
     request_id: str
     client_request_id: str | None
