@@ -2,12 +2,14 @@
 
     {root}/{name}/aliases.json                     {"stable": "2"}
     {root}/{name}/{version}/MANIFEST.json          SHA-256 and size of every other file here
+    {root}/{name}/{version}/MANIFEST.json.sig      ed25519 signature over the manifest, where versions are signed
     {root}/{name}/{version}/model.safetensors      weights
     {root}/{name}/{version}/config.json            the model's architecture
     {root}/{name}/{version}/CARD.md, *.png         for people
 
-A version appears whole or not at all and never changes afterwards. What `load` returns are the very bytes that
-were checked: every file is opened once, relative to its folder, following no link, and used from memory.
+A version appears whole or not at all and never changes afterwards; only a signature may be added. What `load`
+returns are the very bytes that were checked: every file is opened once, relative to its folder, following no link,
+and used from memory.
 
     RegistryError
     ├── NameRefused           a name, version or alias that could never be one
@@ -37,11 +39,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app import features
+from serve_app.signing import SIGNATURE_BYTES, Signer, Verifier
 
 LATEST = "latest"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 MANIFEST = "MANIFEST.json"
+SIGNATURE = "MANIFEST.json.sig"
 ALIASES = "aliases.json"
 
 MAX_VERSION_BYTES = 512 * 1024**2
@@ -111,7 +115,7 @@ class Manifest(_Strict):
     feature_names: tuple[str, ...]
     features_fingerprint: Sha256
     scaler_fingerprint: Sha256
-    training: Training
+    training: Training | None  # None: it came from elsewhere, and how it was trained is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +142,22 @@ class Registry:
 
     Args:
         root: The folder of models; need not exist before the first `publish`.
+        verifier: Where given, a version without a valid signature is refused.
+        signer: Where given, what is published here is signed.
         max_version_bytes: A version whose files are larger together is refused before it is read.
     """
 
-    def __init__(self, root: Path, *, max_version_bytes: int = MAX_VERSION_BYTES) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        verifier: Verifier | None = None,
+        signer: Signer | None = None,
+        max_version_bytes: int = MAX_VERSION_BYTES,
+    ) -> None:
         self._root = root
+        self._verifier = verifier
+        self._signer = signer
         self._max_version_bytes = max_version_bytes
 
     def models(self) -> list[str]:
@@ -191,8 +206,8 @@ class Registry:
 
         Raises:
             NameRefused, RegistryUnavailable, VersionNotFound: As the names say.
-            ArtefactRejected: A file is missing, unknown, too large, a link or not what was sealed, or the model was
-                trained on other features than this code computes.
+            ArtefactRejected: A file is missing, unknown, too large, a link or not what was sealed, the signature is
+                missing or wrong, or the model was trained on other features than this code computes.
         """
         version = self.resolve(name, version_or_alias)
         with self._folder(name, version) as folder:
@@ -222,7 +237,7 @@ class Registry:
         feature_names: Iterable[str],
         features_fingerprint: str,
         scaler_fingerprint: str,
-        training: Mapping[str, Any],
+        training: Mapping[str, Any] | None,
         version: str | None = None,
         created_at: datetime | None = None,
     ) -> str:
@@ -234,7 +249,8 @@ class Registry:
             feature_names: The features in the order the model was trained on.
             features_fingerprint: `features.fingerprint()` at training time.
             scaler_fingerprint: SHA-256 of the normaliser's buffers, 64 hex digits.
-            training: `seed`, `data_sha256` and `held_out_from` (symbol → first date that training never saw).
+            training: `seed`, `data_sha256` and `held_out_from` (symbol → first date that training never saw);
+                None where that is not known.
             version: Version to publish as; None takes the next number.
             created_at: Time of publication; None is now.
 
@@ -244,7 +260,8 @@ class Registry:
         Raises:
             NameRefused: A name, version or file name out of pattern, or a version named like an alias.
             VersionExists: That version is published.
-            ArtefactRejected: The version could not be served: a required file is missing or the features differ.
+            ArtefactRejected: The version could not be served: a required file is missing, the features differ, or
+                a signature is required and the signer is missing or another one.
             RegistryUnavailable: The folder cannot be written.
         """
         _require_name(name, "model name")
@@ -258,14 +275,30 @@ class Registry:
                 "feature_names": tuple(feature_names),
                 "features_fingerprint": features_fingerprint,
                 "scaler_fingerprint": scaler_fingerprint,
-                "training": dict(training),
+                "training": None if training is None else dict(training),
             }
             sealed = json.dumps(document, default=str, indent=2).encode() + b"\n"
             self._check_manifest(_parse_manifest(sealed), name, version)
             _parse_object(files[CONFIG], CONFIG)
             # The manifest is the last file written, and the rename comes after all of them reached the disk.
-            _write_folder(home, version, {**files, MANIFEST: sealed})
+            _write_folder(home, version, {**files, **self._signature_of(sealed), MANIFEST: sealed})
         return version
+
+    def sign(self, name: str, version: str) -> None:
+        """Add a signature to a published version, after checking all its files; an older signature is replaced.
+
+        Raises:
+            RegistryError: As `verify`, an old signature's faults excepted.
+            ValueError: This registry has no signer.
+        """
+        if self._signer is None:
+            raise ValueError("signing needs a private key")
+        with self._locked(name, must_exist=True) as home, self._folder(name, version) as folder:
+            sealed = _read(folder, MANIFEST, MAX_JSON_BYTES)
+            manifest = self._open_manifest(folder, sealed, name, version)
+            for file in manifest.files:
+                _read_sealed(folder, file, manifest)
+            _write_file(home / version, SIGNATURE, self._signature_of(sealed)[SIGNATURE], aside=home)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let an alias stand for a published version, in one atomic step.
@@ -281,7 +314,9 @@ class Registry:
                 raise VersionNotFound(f"{name} has no published version {version}")
             if alias.isdecimal() or alias in versions:
                 raise NameRefused(f"{alias} is the name of a version and cannot be an alias")
-            _write_file(home, ALIASES, json.dumps({**self.aliases(name), alias: version}, indent=2).encode() + b"\n")
+            _write_file(
+                home, ALIASES, json.dumps({**self.aliases(name), alias: version}, indent=2).encode() + b"\n", aside=home
+            )
 
     def _new_version(self, name: str, wanted: str | None) -> str:
         versions = self._folders(name)
@@ -299,17 +334,33 @@ class Registry:
             return [entry for entry in os.listdir(model) if _is_name(entry) and _is_folder(model, entry)]
 
     def _open_seal(self, folder: int, name: str, version: str) -> Manifest:
-        # A signature file would be checked here, against exactly these bytes, before anything is parsed.
-        manifest = _parse_manifest(_read(folder, MANIFEST, MAX_JSON_BYTES))
+        sealed = _read(folder, MANIFEST, MAX_JSON_BYTES)
+        if self._verifier is not None:
+            _require_signature(folder, sealed, self._verifier)
+        return self._open_manifest(folder, sealed, name, version)
+
+    def _open_manifest(self, folder: int, sealed: bytes, name: str, version: str) -> Manifest:
+        manifest = _parse_manifest(sealed)
         self._check_manifest(manifest, name, version)
-        _require_same_files(set(os.listdir(folder)) - {MANIFEST}, set(manifest.files))
+        _require_same_files(set(os.listdir(folder)) - {MANIFEST, SIGNATURE}, set(manifest.files))
         return manifest
+
+    def _signature_of(self, sealed: bytes) -> dict[str, bytes]:
+        """The signature as a file by its name; nothing where versions need none."""
+        if self._signer is None:
+            if self._verifier is not None:
+                raise ArtefactRejected("versions must be signed here: publish with the private key")
+            return {}
+        signature = self._signer.sign(sealed)
+        if self._verifier is not None and not self._verifier.accepts(signature, sealed):
+            raise ArtefactRejected("the private key does not belong to the public key that is trusted here")
+        return {SIGNATURE: signature}
 
     def _check_manifest(self, manifest: Manifest, name: str, version: str) -> None:
         if (manifest.name, manifest.version) != (name, version):
             raise ArtefactRejected(f"the manifest seals {manifest.name} {manifest.version}, not {name} {version}")
         for file in manifest.files:
-            if not _FILE.fullmatch(file) or file in (MANIFEST, ALIASES):
+            if not _FILE.fullmatch(file) or file in (MANIFEST, SIGNATURE, ALIASES):
                 raise ArtefactRejected(f"the manifest names {file!r:.80}, which is no file name of a version")
         if missing := {WEIGHTS, CONFIG} - set(manifest.files):
             raise ArtefactRejected(f"{' and '.join(sorted(missing))} is missing")
@@ -400,6 +451,14 @@ def _read_sealed(folder: int, file: str, manifest: Manifest) -> bytes:
     return data
 
 
+def _require_signature(folder: int, sealed: bytes, verifier: Verifier) -> None:
+    """Checked on the very bytes of the manifest, before anything parses them."""
+    if SIGNATURE not in os.listdir(folder):
+        raise ArtefactRejected("the version is not signed, and only signed ones are served here")
+    if not verifier.accepts(_read(folder, SIGNATURE, SIGNATURE_BYTES), sealed):
+        raise ArtefactRejected("the signature over the manifest is not one of the trusted key")
+
+
 def _seal(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
 
@@ -458,12 +517,12 @@ def _write_folder(home: Path, name: str, files: Mapping[str, bytes]) -> None:
     _sync(home)
 
 
-def _write_file(home: Path, name: str, data: bytes) -> None:
-    """Replace a file in one step."""
-    unfinished = home / f"{_REPLACEMENT}{name}"
+def _write_file(folder: Path, name: str, data: bytes, *, aside: Path) -> None:
+    """Replace a file in one step; until then it is written aside, where no reader counts files."""
+    unfinished = aside / f"{_REPLACEMENT}{name}"
     _write_synced(unfinished, data)
-    unfinished.rename(home / name)
-    _sync(home)
+    unfinished.rename(folder / name)
+    _sync(folder)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
