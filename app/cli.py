@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from app.settings import ConfigError, Settings, load_settings
 if TYPE_CHECKING:
     from app.client import GatewayClient
     from serve_app.serve_config import ServedModel
+    from serve_app.train import FitConfig, TrainConfig
 
 cli = typer.Typer(name="sluice", no_args_is_help=True, add_completion=False, help="A model server for trading.")
 registry_cli = typer.Typer(no_args_is_help=True, help="Model versions: list, verify, alias.")
@@ -216,21 +218,80 @@ def predict(
 def train(
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     seeds: Annotated[int, typer.Option(help="Networks per fold.", min=1)] = 3,
-    epochs: Annotated[int, typer.Option(help="Passes over the training rows at most.", min=1)] = 5,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows at most.", min=1)] = None,
     publish: Annotated[bool, typer.Option(help="Publish the final refit as the next version.")] = True,
-    output: Annotated[Path | None, typer.Option(help="Folder for the version's files and card.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the version's or the search's files.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of the fit, as `--search` writes them.")] = None,
+    search: Annotated[int | None, typer.Option(help="Try so many settings on Ray instead.", min=2, max=1000)] = None,
 ) -> None:
     """Train walk-forward on the shipped bars, judge beside the baselines, refit, publish with a model card."""
-    if missing := [name for name in ("sklearn", "matplotlib") if find_spec(name) is None]:
-        fail(f"training needs {' and '.join(missing)}: pip install 'sluice[train]', or make train", EX_CONFIG)
+    _require_extra("train", "training", "sklearn", "matplotlib")
+    from serve_app.train import TrainConfig
+
+    settings = TrainConfig(seed=seed, n_seeds=seeds, fit=_fit_settings(config, epochs))
+    if search is None:
+        _train(settings, publish, output)
+    else:
+        _search(settings, search, output or development.RUN_DIR / "search")
+
+
+def _require_extra(extra: str, purpose: str, *modules: str) -> None:
+    if missing := [name for name in modules if find_spec(name) is None]:
+        fail(f"{purpose} needs {' and '.join(missing)}: pip install 'sluice[{extra}]'", EX_CONFIG)
+
+
+def _fit_settings(file: Path | None, epochs: int | None) -> FitConfig:
+    from serve_app.train import FitConfig
+
+    try:
+        fit = FitConfig() if file is None else FitConfig.from_dict(json.loads(file.read_text()))
+    except OSError as error:
+        fail(f"cannot read {file}: {error.strerror}", EX_CONFIG)
+    except (ValueError, TypeError, AttributeError) as error:
+        fail(f"{file} is no file of settings: {error}", EX_CONFIG)
+    return fit if epochs is None else replace(fit, max_epochs=epochs)
+
+
+def _search(settings: TrainConfig, n_trials: int, folder: Path) -> None:
+    """Search on a Ray of our own, which ends with the search, however that ends."""
+    _require_extra("tune", "a search", "pandas", "pyarrow", "tensorboardX")
+    from rich.live import Live
+    from rich.markdown import Markdown
+
+    from app.local_ray import LocalRay, LocalRayFailed
+    from app.search_table import render
+
+    err.print("Starting Ray on this machine …")
+    try:
+        with LocalRay(num_cpus=os.cpu_count() or 1) as ray:
+            os.environ.update(ray.environment)  # before Ray is imported: it reads some of it only then
+            from serve_app.search import SearchConfig, SearchFailed, search
+
+            with Live(console=err, refresh_per_second=2) as live:
+                searched = search(
+                    SearchConfig(settings, n_trials),
+                    ray_address=ray.address,
+                    scratch=ray.directory / "tune",
+                    on_change=lambda trials: live.update(render(trials, n_trials)),
+                )
+    except LocalRayFailed as error:
+        fail(str(error))
+    except SearchFailed as error:
+        fail(str(error))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in searched.files.items():
+        (folder / name).write_bytes(data)
+    out.print(Markdown(searched.files["SEARCH.md"].decode()))
+    out.print(f"Wrote {', '.join(searched.files)} to {folder}", highlight=False)
+
+
+def _train(config: TrainConfig, publish: bool, output: Path | None) -> None:
     from rich.markdown import Markdown
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from serve_app.registry import Registry
-    from serve_app.train import FitConfig, TrainConfig
     from serve_app.train import train as run
 
-    config = TrainConfig(seed=seed, n_seeds=seeds, fit=FitConfig(max_epochs=epochs))
     registry = Registry(_client_settings().registry_path) if publish else None
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), console=err) as bars:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +56,32 @@ class FitConfig:
     y_clip: float = 5.0
     dirichlet: float = 2.0
     em_steps: int = 200
+
+    def __post_init__(self) -> None:
+        may_be_zero = ("weight_decay", "warm_up")
+        for name, value in vars(self).items():
+            if name != "model" and (value < 0 or (value == 0 and name not in may_be_zero)):
+                raise ValueError(f"{name} must be above zero")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the way back."""
+        return {**asdict(self), "model": self.model.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FitConfig:
+        """Build from what `to_dict` made; what is left out is the default.
+
+        Raises:
+            ValueError: A key that is no setting, or a value of the wrong kind or out of range.
+        """
+        defaults = cls().to_dict()
+        if unknown := sorted(set(values) - set(defaults)):
+            raise ValueError(f"unknown settings of a fit: {', '.join(unknown)}")
+        for name, value in values.items():
+            kinds = (int, float) if isinstance(defaults[name], float) else (type(defaults[name]),)
+            if type(value) not in kinds:
+                raise ValueError(f"{name} must be of the kind of {defaults[name]!r:.20}")
+        return cls(**{**values, "model": ModelConfig.from_dict(values.get("model", {}))})
 
 
 class Fitted(NamedTuple):
