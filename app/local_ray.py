@@ -24,8 +24,15 @@ import httpx
 from serve_app.serve_config import SERVE_ENV
 
 _LOOPBACK = "127.0.0.1"
-# Else Ray replaces a loopback address by the host's own and listens on all of them. The name says what it was made for.
-LOOPBACK_ENV = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# What Ray reads when it is imported, the same for every local Ray and every driver of one.
+LOCAL_ENV = {
+    **SERVE_ENV,
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's default of 15 makes replicas wait for everything else on the machine
+    # Else Ray replaces a loopback address by the host's own and listens on all of them; the name is of its first use.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
 
 _PR_SET_PDEATHSIG = 1
 _END_TIMEOUT_S = 5.0
@@ -44,7 +51,7 @@ class LocalRay:
 
     Args:
         num_cpus: CPUs that the node reports to Ray's scheduler; 0 or more.
-        environment: Variables added to the child's environment, on top of `SERVE_ENV`.
+        environment: Variables added to the child's environment, on top of `LOCAL_ENV`.
     """
 
     def __init__(self, *, num_cpus: int, environment: Mapping[str, str] | None = None) -> None:
@@ -77,15 +84,7 @@ class LocalRay:
     @property
     def environment(self) -> dict[str, str]:
         """What a driver process needs in its environment to join this cluster."""
-        return {
-            **SERVE_ENV,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",
-            **LOOPBACK_ENV,
-            **self._extra_environment,
-        }
+        return {**LOCAL_ENV, "RAY_AUTH_TOKEN_PATH": str(self.token_file), **self._extra_environment}
 
     def start(self, timeout_s: float = 90.0) -> None:
         """Start the cluster and wait until it takes Serve configurations.

@@ -7,11 +7,10 @@ from collections.abc import Generator
 
 import pytest
 
-from app.local_ray import LOOPBACK_ENV
-from serve_app.serve_config import SERVE_ENV
+from app.local_ray import LOCAL_ENV
 
 # Ray reads these once, when the first test imports it; every driver in this process needs them to join a local Ray.
-os.environ.update({**SERVE_ENV, **LOOPBACK_ENV})
+os.environ.update(LOCAL_ENV)
 
 
 @pytest.hookimpl(wrapper=True)
