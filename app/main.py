@@ -9,12 +9,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 from fastapi import FastAPI, Request, Response
 from prometheus_fastapi_instrumentator.instrumentation import PrometheusFastApiInstrumentator
+from starlette.routing import Match
 
 from app.api import ops, rollout
 from app.api.deps import Gateway
@@ -34,6 +36,8 @@ from app.rate_limit import Counters, SlidingWindowLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, SecretFile, Settings, read_secret_file
+
+ROUTERS = (ops.router, rollout.router)
 
 
 def create_app(
@@ -84,8 +88,8 @@ def create_app(
     )
     app.state.gateway = gateway
     app.router.routes.append(hot_route)
-    app.include_router(ops.router)
-    app.include_router(rollout.router)
+    for router in ROUTERS:
+        app.include_router(router)
     PrometheusFastApiInstrumentator(registry=gateway.metrics.registry, should_group_status_codes=False).add(
         gateway.metrics.count_instrumented
     ).instrument(app)
@@ -191,9 +195,15 @@ def _remote(settings: Settings, clock: Callable[[], float]) -> RemoteBackend:
     assert settings.legacy_url is not None, "checked with the settings"
     token = None if settings.legacy_token_file is None else SecretFile(settings.legacy_token_file)
     try:
-        return RemoteBackend(settings.legacy_url, path=settings.legacy_path, token=token, clock=clock)
+        return RemoteBackend(
+            settings.legacy_url,
+            path=settings.legacy_path,
+            ca_file=settings.legacy_ca_file,
+            token=token,
+            clock=clock,
+        )
     except ValueError as error:
-        raise ConfigError(f"GATEWAY_LEGACY_URL: {error}") from error
+        raise ConfigError(f"GATEWAY_LEGACY=remote: {error}") from error
 
 
 def _sticky_key(settings: Settings) -> bytes:
@@ -221,4 +231,15 @@ def _write_once(path: Path, content: bytes) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return problem_response(error, Ledger.of(request.scope).request_id)
+    response = problem_response(error, Ledger.of(request.scope).request_id)
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
+        # The framework names the methods of the first route of this path alone.
+        response.headers["Allow"] = ", ".join(sorted(methods))
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Every method that some route answers on the request's path."""
+    routes = (route for router in ROUTERS for route in router.routes)
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}

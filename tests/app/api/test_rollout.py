@@ -68,3 +68,9 @@ async def test_the_body_is_not_read_for_a_stranger(gateway: GatewayUnderTest) ->
 
     response = await gateway.client.put("/rollout", content=body(), headers={"Content-Type": "application/json"})
     assert response.status_code == 401
+
+
+async def test_a_refused_method_is_told_every_method_of_the_path(gateway: GatewayUnderTest) -> None:
+    response = await gateway.client.delete("/rollout")
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "GET, PUT"
