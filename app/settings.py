@@ -192,6 +192,9 @@ class Settings(BaseSettings):
     legacy_token_file: Path | None = Field(
         None, description="File of the bearer token it asks for, mode 0600, read again when it changes. Empty: none."
     )
+    legacy_ca_file: Path | None = Field(
+        None, description="Certificates, PEM, of which one must have signed its own. Empty: the public ones."
+    )
     state_dir: Path = Field(Path(".run/state"), description="Folder of what must outlive a restart.")
     sticky_key: SecretStr | None = Field(
         None,
