@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -94,7 +94,7 @@ def _serve_local(settings: Settings) -> None:
     err.print("Starting Ray on this machine …")
     ray = LocalRay(num_cpus=max(2, os.cpu_count() or 1))
     try:
-        with ray, development.announced_url(url), development.LOG_FILE.open("ab") as log:
+        with ray, development.announced(url, ray), development.LOG_FILE.open("ab") as log:
             os.environ.update(ray.environment)  # the bridge process inherits what it needs to join
             err.print(f"Starting the gateway on {url}; its log is {development.LOG_FILE}")
             application = ServedApplication(serves=_served(settings, settings.model_version, settings.engine))
@@ -307,6 +307,70 @@ def _train(config: TrainConfig, publish: bool, output: Path | None) -> None:
         out.print(f"Published cnn_lstm {trained.version}", highlight=False)
 
 
+@cli.command()
+def bench(
+    requests: Annotated[int | None, typer.Option(help="How many; default 1000, or the duration's.", min=1)] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Callers, each with one request at a time; default 10, with --rate 64.", min=1)
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests due per second, answered or not.", min=0.01)] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds in which requests are due.", min=0.01)] = None,
+    target: Annotated[Literal["http", "handle"], typer.Option(help="The gateway, or the deployment alone.")] = "http",
+    windows: Annotated[int, typer.Option(help="Windows per request.", min=1, max=1024)] = 1,
+    body: Annotated[Literal["binary", "json"], typer.Option(help="How they travel over HTTP.")] = "binary",
+    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.", min=0.001)] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of windows.", min=0)] = 0,
+    picture: Annotated[Path | None, typer.Option(help="Draw the latencies into this PNG.")] = None,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load-test what runs: exit code 0 when average, p95 and p99 are under 100 ms and nothing failed."""
+    if picture is not None:
+        _require_extra("train", "a picture", "matplotlib")
+    from app.bench.inputs import draw_windows
+    from app.bench.load import NoTarget, Plan
+    from app.bench.report import render
+    from app.bench.run import run
+    from app.bench.targets import HandleTarget, HttpTarget
+
+    callers = concurrency or (10 if rate is None else 64)
+    plan = Plan(requests if requests or duration else 1000, duration, callers, rate, timeout)
+    settings = _client_settings()
+    inputs = draw_windows(64, windows, seed)
+    try:
+        asked: HttpTarget | HandleTarget
+        if target == "http":
+            bearer = _token_for(settings, token, "bench", "predict", 86400)
+            asked = HttpTarget(_gateway_url(url), bearer, inputs, body=body, timeout_s=timeout)
+        else:
+            address, environment = _ray_to_join(settings)
+            asked = HandleTarget(address, inputs, environment=environment, concurrency=callers, timeout_s=timeout)
+        report, samples = run(asked, plan, body=body, windows_per_request=windows, seed=seed, console=err)
+    except NoTarget as error:
+        fail(str(error))
+    if picture is not None:
+        from app.bench.picture import latency_picture
+
+        picture.write_bytes(latency_picture(report, samples))
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        out.print(render(report, samples))
+    sys.exit(0 if report.meets_requirements else 1)
+
+
+def _ray_to_join(settings: Settings) -> tuple[str, dict[str, str]]:
+    """Address of the Ray cluster, and what a driver needs to join it: the settings', or `sluice serve --local`'s."""
+    if settings.ray_address is not None:
+        return settings.ray_address, {}
+    try:
+        environment = json.loads(development.RAY_FILE.read_text())
+    except OSError:
+        fail("no Ray to join: set RAY_ADDRESS, or run `sluice serve --local` in this folder", EX_CONFIG)
+    return environment["RAY_ADDRESS"], environment
+
+
 @registry_cli.command("list")
 def registry_list(as_json: AsJson = False) -> None:
     """Show every model, version and alias."""
@@ -444,12 +508,21 @@ def _client_settings() -> Settings:
 def _client(settings: Settings, url: str | None, token: str | None, scope: str) -> GatewayClient:
     from app.client import GatewayClient
 
-    if url is None:
-        url = development.URL_FILE.read_text() if development.URL_FILE.exists() else _DEFAULT_URL
-    token = token or _mint(settings, "operator", scope, 60)
+    return GatewayClient(_gateway_url(url), _token_for(settings, token, "operator", scope))
+
+
+def _gateway_url(url: str | None) -> str:
+    """The address given, that of the gateway which `make run` started here, or the default."""
+    if url is not None:
+        return url
+    return development.URL_FILE.read_text() if development.URL_FILE.exists() else _DEFAULT_URL
+
+
+def _token_for(settings: Settings, token: str | None, subject: str, scope: str, lifetime_s: int = 60) -> str:
+    token = token or _mint(settings, subject, scope, lifetime_s)
     if not token.isascii():
         fail("the token holds a character that no token has")
-    return GatewayClient(url, token)
+    return token
 
 
 def _mint(settings: Settings, subject: str, scope: str, lifetime_s: int = 86400) -> str:

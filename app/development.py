@@ -6,6 +6,7 @@ runs, its log, and an example request made from the shipped bars.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import threading
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RUN_DIR = Path(".run")
 SECRET_FILE = RUN_DIR / "jwt_secret"
 URL_FILE = RUN_DIR / "gateway_url"
+RAY_FILE = RUN_DIR / "ray.json"
 EXAMPLE_FILE = RUN_DIR / "window.f32"
 LOG_FILE = RUN_DIR / "gateway.log"
 
@@ -45,14 +47,16 @@ def development_secret() -> Path:
 
 
 @contextmanager
-def announced_url(url: str) -> Iterator[None]:
-    """Leave the running gateway's address for the other commands, as long as it runs."""
+def announced(url: str, ray: LocalRay) -> Iterator[None]:
+    """Leave the running gateway's address, and the way to its Ray, for the other commands, as long as it runs."""
     RUN_DIR.mkdir(mode=0o700, exist_ok=True)
     URL_FILE.write_text(url)
+    RAY_FILE.write_text(json.dumps({"RAY_ADDRESS": ray.address, "RAY_AUTH_TOKEN_PATH": str(ray.token_file)}))
     try:
         yield
     finally:
-        URL_FILE.unlink(missing_ok=True)
+        for file in (URL_FILE, RAY_FILE):
+            file.unlink(missing_ok=True)
 
 
 def example_request() -> Path:
