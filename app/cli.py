@@ -90,7 +90,8 @@ def _serve_local(settings: Settings) -> None:
     from app.local_ray import LocalRay, LocalRayFailed
     from serve_app.serve_config import ServedApplication, build_config
 
-    url = f"http://{settings.host}:{settings.port}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
     err.print("Starting Ray on this machine …")
     ray = LocalRay(num_cpus=max(2, os.cpu_count() or 1))
     try:
