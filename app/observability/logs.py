@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -109,21 +109,31 @@ def timestamp() -> str:
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
 
 
+# They speak of every request that goes out, and quote what the other side said.
+_CHATTY = {"httpx": logging.WARNING, "httpcore": logging.WARNING}
+
+
 @contextmanager
 def logging_to(writer: LineWriter, level: str) -> Iterator[None]:
     """Send every log record of the process from `level` up (debug, info, warning, error) through the writer."""
     root = logging.getLogger()
     handler = JsonHandler(writer)
-    level_before = root.level
+    levels: dict[str, int | str] = {"": level.upper(), **_CHATTY}
+    levels_before = {name: logging.getLogger(name).level for name in levels}
     writer.start()
     root.addHandler(handler)
-    root.setLevel(level.upper())
+    _set_levels(levels)
     try:
         yield
     finally:
-        root.setLevel(level_before)
+        _set_levels(levels_before)
         root.removeHandler(handler)
         writer.close()
+
+
+def _set_levels(levels: Mapping[str, int | str]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:

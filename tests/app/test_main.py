@@ -48,6 +48,12 @@ def test_the_default_arms_are_those_of_the_settings(settings: Settings) -> None:
     assert arms() == ["legacy"]
     assert arms(ray_address="head:6379") == ["ray_serve", "legacy"]
     assert arms(ray_address="auto", legacy="off") == ["ray_serve"]
+    assert arms(ray_address="auto", legacy="remote", legacy_url="http://old:8000") == ["ray_serve", "legacy"]
+
+
+def test_a_remote_legacy_where_clouds_keep_their_credentials_is_refused(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="link-local"):
+        create_app(settings.with_overrides(legacy="remote", legacy_url="http://169.254.169.254"))
 
 
 def test_the_sticky_key_is_made_once_and_for_the_owner_alone(settings: Settings) -> None:

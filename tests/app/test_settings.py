@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.settings import ConfigError, Settings, check_secret, load_settings, variable_of
+from app.settings import ConfigError, SecretFile, Settings, check_secret, load_settings, variable_of
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 GOOD_SECRET = "pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
@@ -189,6 +189,62 @@ def test_a_missing_secret_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("GATEWAY_JWT_SECRET_FILE", "/nowhere/secret")
     with pytest.raises(ConfigError, match="cannot read the secret file"):
         load_settings()
+
+
+def owned(file: Path, content: str) -> Path:
+    """A new file in the place of `file`, as a rotation puts it there, for its owner alone."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(content)
+    fresh.chmod(0o600)
+    return fresh.rename(file)
+
+
+def test_a_secret_is_read_again_when_its_file_changes_and_only_then(tmp_path: Path) -> None:
+    file = owned(tmp_path / "token", "first\n")
+    secret = SecretFile(file)
+    assert secret() == b"first"
+    assert secret() is secret()
+    owned(file, "again\n")
+    assert secret() == b"again"
+
+
+def test_a_secret_that_has_gone_bad_is_no_longer_given(tmp_path: Path) -> None:
+    file = owned(tmp_path / "token", "first")
+    secret = SecretFile(file)
+    secret()
+    file.chmod(0o644)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="chmod 600"):
+            secret()
+    file.unlink()
+    with pytest.raises(ValueError, match="cannot read"):
+        secret()
+    owned(file, "first")
+    assert secret() == b"first"
+
+
+@pytest.mark.parametrize("content", ["", "two words", "two\nlines", "tökén"])
+def test_a_token_file_that_holds_no_token_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setenv("GATEWAY_LEGACY_TOKEN_FILE", str(owned(tmp_path / "token", content)))
+    with pytest.raises(ConfigError, match="must hold one token"):
+        load_settings()
+
+
+def test_a_remote_legacy_needs_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_LEGACY", "remote")
+    with pytest.raises(ConfigError, match="GATEWAY_LEGACY_URL"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://old.example", "https://old.example:8443/", "http://[::1]:8000", "http://10.0.0.7:80"]
+)
+def test_scheme_host_and_port_make_a_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GATEWAY_LEGACY", "remote")
+    monkeypatch.setenv("GATEWAY_LEGACY_URL", url)
+    assert load_settings().legacy_url == url.rstrip("/")
 
 
 def test_two_secrets_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

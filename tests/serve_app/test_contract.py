@@ -1,5 +1,6 @@
 import itertools
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def test_a_packed_prediction_comes_back_as_it_was(rows: int, uncertainty: bool, 
 def test_an_array_that_holds_no_real_numbers_is_refused(dtype: str) -> None:
     with pytest.raises(InvalidWindows, match="numbers"):
         as_windows(np.ones((50, 60), np.int64).astype(dtype))
+
+
+def test_what_one_part_lacks_the_whole_lacks() -> None:
+    whole = prediction(4)
+    parts = [whole.rows(0, 2), replace(whole.rows(2, 4), aleatoric=None)]
+    for order in (parts, parts[::-1]):
+        joined = Prediction.join(order)
+        assert joined.aleatoric is None
+        assert joined.epistemic is not None
+        assert len(joined.epistemic) == 4
+
+
+def test_a_model_without_a_name_survives_the_way_between_processes() -> None:
+    nameless = replace(prediction(), model_name=None, model_version=None)
+    assert_equal(Prediction.unpack(nameless.pack()), nameless)
 
 
 def test_unpacked_arrays_are_aligned_for_float32() -> None:

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from app.backends import remote
 from app.backends.base import Answer, Call
+from app.backends.fake import FakeBackend
 from app.backends.remote import RemoteBackend, decode_answer
 from serve_app.contract import (
     DeadlineExceeded,
@@ -35,6 +36,7 @@ from serve_app.contract import (
     ServingError,
     Unavailable,
 )
+from tests.app.under_test import MakeGateway
 
 from .hand_driven import windows
 from .old_service import Behaviour, OldService, Received, answer_for, response
@@ -563,3 +565,83 @@ def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for file in (tmp_path / "none.pem", tmp_path / "empty.pem"):
         with pytest.raises(ValueError, match="cannot be read"):
             RemoteBackend("https://old.example", ca_file=file)
+
+
+# Behind the gateway.
+
+
+async def test_what_is_not_told_is_null_for_the_caller_and_openapi_says_so(
+    old: OldService, make_gateway: MakeGateway
+) -> None:
+    old.behave = without("uncertainty", "aleatoric", "epistemic", "predictive_entropy")
+    async with make_gateway(backends=[RemoteBackend(old.url)]) as gateway:
+        reply = await gateway.predict(query="?return_features=true")
+        schemas = (await gateway.client.get("/openapi.json")).json()["components"]["schemas"]
+    assert reply.status_code == 200
+    answer = reply.json()
+    assert answer["uncertainty"] == {
+        "regression_uncertainty": [1.0],
+        "aleatoric": None,
+        "epistemic": None,
+        "predictive_entropy": None,
+    }
+    assert (answer["predictions"]["features"], answer["model_name"], answer["model_version"]) == (None, None, None)
+    assert (answer["backend"], reply.headers["X-Served-By"]) == ("legacy", "legacy")
+    for schema, names in {
+        "Uncertainty": ["aleatoric", "epistemic", "predictive_entropy"],
+        "Predictions": ["ensemble_weights", "features"],
+        "PredictionResponse": ["uncertainty", "model_name", "model_version"],
+    }.items():
+        for name in names:
+            described = schemas[schema]["properties"][name]
+            assert {"type": "null"} in described["anyOf"]
+            assert "remote legacy" in described["description"]
+
+
+async def test_nothing_of_the_caller_reaches_the_service_but_windows_and_flags(
+    old: OldService, make_gateway: MakeGateway
+) -> None:
+    theirs = {"X-Request-Id": "order-17", "X-Request-Timeout-Ms": "1500", "Cookie": "a=b", "Traceparent": "00-1-2-3"}
+    async with make_gateway(backends=[RemoteBackend(old.url, token=lambda: b"their-token")]) as gateway:
+        token = gateway.token()
+        reply = await gateway.client.post(
+            "/ray-serve/predict",
+            content=windows(3.0).tobytes(),
+            headers={"Content-Type": "application/octet-stream", "Authorization": f"Bearer {token}", **theirs},
+        )
+    assert reply.json()["predictions"]["regression_pred"] == [3.0]
+    own = {"host", "user-agent", "accept", "accept-encoding", "content-type", "content-length", "connection"}
+    assert all(set(received.headers) == own | {"authorization"} for received in old.received)
+    assert {received.headers["authorization"] for received in old.received} == {"Bearer their-token"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "code"),
+    [
+        (response(SECRETS_OF_THEIRS, "500 Hunter2", "X-Hunter2: 1"), 502, "model-failed"),
+        (response(SECRETS_OF_THEIRS, "401 Hunter2", "WWW-Authenticate: Basic"), 503, "unavailable"),
+        (response(SECRETS_OF_THEIRS, "422 Hunter2"), 502, "model-failed"),
+        (response(SECRETS_OF_THEIRS), 502, "model-output-invalid"),
+        (b"hunter2 speaks no HTTP\r\n\r\n", 503, "replica-lost"),
+    ],
+)
+async def test_an_error_of_the_service_is_a_problem_of_ours(
+    old: OldService, make_gateway: MakeGateway, reply: bytes, status: int, code: str
+) -> None:
+    old.behave = always(reply)
+    async with make_gateway(backends=[RemoteBackend(old.url)]) as gateway:
+        refusal = await gateway.predict()
+    assert (refusal.status_code, refusal.headers["Content-Type"]) == (status, "application/problem+json")
+    assert refusal.json()["type"].endswith(code)
+    assert "hunter2" not in (refusal.text + str(refusal.headers)).lower()
+    assert "Traceback" not in refusal.text
+    assert "hunter2" not in gateway.log.getvalue().decode().lower()
+
+
+async def test_the_service_makes_good_what_ray_serve_fails_at(old: OldService, make_gateway: MakeGateway) -> None:
+    ray_serve = FakeBackend("ray_serve")
+    ray_serve.error = ModelFailed("it raised")
+    async with make_gateway(backends=[ray_serve, RemoteBackend(old.url)]) as gateway:
+        reply = await gateway.predict()
+    assert (reply.status_code, reply.headers["X-Served-By"]) == (200, "legacy")
+    assert reply.headers["X-Fallback"] == "model-failed"
