@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -477,6 +477,24 @@ def deploy(
             api.wait_running(application.name, timeout_s=wait_s, on_progress=err.print, clock=time.monotonic)
     except DeployFailed as error:
         fail(str(error))
+
+
+@cli.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check what Sluice needs and say what to do; ends with 1 when something fails."""
+    from app.doctor import examine, examine_installation, render, settings_refused
+
+    findings = examine_installation()
+    try:
+        findings += examine(_client_settings())
+    except ConfigError as error:
+        findings.append(settings_refused(error))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        out.print(render(findings))
+    if any(finding.level == "fail" for finding in findings):
+        sys.exit(1)
 
 
 def _served(settings: Settings, version: str, engine: str) -> ServedModel:
