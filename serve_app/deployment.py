@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,8 +33,9 @@ from serve_app.contract import (
     ServingError,
     as_windows,
 )
-from serve_app.engine import WITHOUT_ARTEFACT, Engine, load_engine, memory_report
-from serve_app.registry import Registry, RegistryError
+from serve_app.cuda import memory_report, release_memory, utilization_percent
+from serve_app.engine import WITHOUT_ARTEFACT, Engine, load_engine
+from serve_app.registry import RegistryError, open_registry
 from serve_app.serve_config import DEPLOYMENT_NAME, MAX_ONGOING_REQUESTS, QueueLimits, ServedModel
 
 logger = logging.getLogger("ray.serve")
@@ -93,6 +95,8 @@ class CNNLSTMPredictor:
                     raise
                 self._reject(served, error)
                 return
+            if self._engine is not None:
+                _release_when_unused(self._engine)
             self._engine, self._served, self._rejected = engine, served, None
         logger.info(
             "%s serves %s version %s on device %s with the %s engine, %d parameters",
@@ -174,6 +178,7 @@ class CNNLSTMPredictor:
             "n_params": engine.n_params if engine else None,
             "rejected": self._rejected,
             "memory": memory_report(engine.device if engine else "cpu"),
+            **(_gpu_figures(engine.device) if engine else {}),
         }
 
     async def check_health(self) -> None:
@@ -228,10 +233,28 @@ cnn_lstm_deployment = build({})
 def _load(served: ServedModel) -> Engine:
     artefact = None
     if served.engine not in WITHOUT_ARTEFACT:
-        artefact = Registry(Path(served.registry_path)).load(served.model, served.version)
-    engine = load_engine(artefact, engine=served.engine, device=served.device, threads=served.threads)
+        key_file = None if served.registry_key_path is None else Path(served.registry_key_path)
+        artefact = open_registry(Path(served.registry_path), key_file=key_file).load(served.model, served.version)
+    engine = load_engine(
+        artefact, engine=served.engine, device=served.device, threads=served.threads, gpu_share=served.gpu_share
+    )
     engine.warm_up()
     return engine
+
+
+def _release_when_unused(engine: Engine) -> None:
+    """Give a replaced model's memory back to the GPU once the last call that came for it is answered."""
+    loop = asyncio.get_running_loop()
+    weakref.finalize(engine, loop.call_soon_threadsafe, release_memory, engine.device).atexit = False
+
+
+def _gpu_figures(device: str) -> dict[str, Any]:
+    """Which GPU this replica is on and how busy that is; nothing on cpu."""
+    percent = utilization_percent(device)
+    if percent is None:
+        return {}
+    ids = ray.get_runtime_context().get_accelerator_ids().get("GPU") or ["0"]
+    return {"gpu_id": f"{ray.util.get_node_ip_address()}/{ids[0]}", "gpu_utilization_percent": percent}
 
 
 def _unpack(data: bytes) -> FloatArray:

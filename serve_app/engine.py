@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,14 +12,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from serve_app import cuda
 from serve_app.contract import CLASSES, MEMBERS, N_FEATURES, N_STEPS, FloatArray, Options, Prediction
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Artefact, ArtefactRejected
 
-logger = logging.getLogger(__name__)
-
 WARM_UP_PASSES = 3
 WARM_UP_BATCHES = (1, 32)  # the two sizes that latency and throughput live at
+WARM_UP_BATCHES_CUDA = tuple(range(1, 33))  # cudnn.benchmark looks for kernels at the first batch of every size
 
 
 class Engine(Protocol):
@@ -58,28 +57,30 @@ class TorchEngine:
         artefact: A version from the registry.
         device: `cpu`, `cuda` or `cuda:N`; without CUDA in this process it is `cpu`, with a warning.
         threads: Threads of one forward pass.
+        gpu_share: Share of the GPU that is this process's own.
 
     Raises:
-        ValueError: No artefact.
+        ValueError: No artefact, or a share out of range.
         ArtefactRejected: Config and weights do not belong to this model code or to one another.
     """
 
     name = "torch"
 
-    def __init__(self, artefact: Artefact | None, *, device: str, threads: int) -> None:
+    def __init__(self, artefact: Artefact | None, *, device: str, threads: int, gpu_share: float) -> None:
         if artefact is None:
             raise ValueError("the torch engine needs an artefact from the registry")
         self._threads = threads
-        self.device = _available(device)
+        self.device = cuda.available(device)
+        cuda.prepare(self.device, gpu_share)
         self.model_name = artefact.name
         self.model_version = artefact.version
-        self._model = _load_model(artefact).to(self.device).fold()
+        self._model = load_model(artefact.config, artefact.weights).to(self.device).fold()
         self.n_params = self._model.n_params
 
     def warm_up(self) -> None:
         random = np.random.default_rng(0)
         everything = Options(return_uncertainty=True, use_ensemble=True, return_features=True)
-        for size in WARM_UP_BATCHES:
+        for size in _warm_up_batches(self.device):
             windows = random.standard_normal((size, N_FEATURES, N_STEPS), dtype=np.float32)
             for _ in range(WARM_UP_PASSES):
                 self.predict(windows, everything)
@@ -90,9 +91,9 @@ class TorchEngine:
             torch.set_num_threads(self._threads)
         writable = windows if windows.flags.writeable else windows.copy()  # torch takes no read-only memory
         with torch.inference_mode():
-            x = torch.from_numpy(writable).to(self.device)
+            x = cuda.to_device(writable, self.device)
             answer = self._model.predict(x, use_ensemble=options.use_ensemble, return_features=options.return_features)
-            arrays: dict[str, Any] = {name: _to_numpy(tensor) for name, tensor in answer.items()}
+            arrays = cuda.to_host(answer, self.device)
         if not options.return_uncertainty:
             arrays.update(aleatoric=None, epistemic=None, predictive_entropy=None)
         return Prediction(
@@ -112,7 +113,7 @@ class NoopEngine:
     model_name = "noop"
     n_params = 0
 
-    def __init__(self, artefact: Artefact | None, *, device: str, threads: int) -> None:
+    def __init__(self, artefact: Artefact | None, *, device: str, threads: int, gpu_share: float) -> None:
         self.model_version = artefact.version if artefact else "0"
 
     def warm_up(self) -> None:
@@ -139,7 +140,7 @@ class NoopEngine:
 
 
 class _EngineClass(Protocol):
-    def __call__(self, artefact: Artefact | None, *, device: str, threads: int) -> Engine: ...
+    def __call__(self, artefact: Artefact | None, *, device: str, threads: int, gpu_share: float) -> Engine: ...
 
 
 ENGINES: Mapping[str, _EngineClass] = {TorchEngine.name: TorchEngine, NoopEngine.name: NoopEngine}
@@ -149,7 +150,12 @@ WITHOUT_ARTEFACT = frozenset({NoopEngine.name})
 
 
 def load_engine(
-    artefact: Artefact | None, *, engine: str = TorchEngine.name, device: str = "cpu", threads: int = 1
+    artefact: Artefact | None,
+    *,
+    engine: str = TorchEngine.name,
+    device: str = "cpu",
+    threads: int = 1,
+    gpu_share: float = 1.0,
 ) -> Engine:
     """Make an engine by name; call its `warm_up` before the first caller comes.
 
@@ -158,50 +164,68 @@ def load_engine(
         engine: A name in `ENGINES`.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of one forward pass.
+        gpu_share: Share of the GPU that is this process's own; it bounds the memory taken there.
 
     Raises:
-        ValueError: No such engine, or no artefact for one that needs it.
+        ValueError: No such engine, a share out of range, or no artefact for one that needs it.
         ArtefactRejected: The artefact is no model that this code can run.
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r:.40}: known are {', '.join(sorted(ENGINES))}")
-    return ENGINES[engine](artefact, device=device, threads=threads)
+    return ENGINES[engine](artefact, device=device, threads=threads, gpu_share=gpu_share)
 
 
-def memory_report(device: str) -> dict[str, float]:
-    """Memory of the device in this process: `allocated_mb`, `reserved_mb`, `utilization_pct`; zeros without CUDA."""
-    allocated = reserved = 0
-    if device.startswith("cuda") and torch.cuda.is_available():
-        allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    return {
-        "allocated_mb": allocated / 1024**2,
-        "reserved_mb": reserved / 1024**2,
-        "utilization_pct": 100.0 * allocated / reserved if reserved else 0.0,
-    }
+def load_model(values: Mapping[str, Any], weights: bytes) -> HybridModel:
+    """The model of a config and a safetensors file, once every tensor is known to fit.
+
+    Args:
+        values: What `ModelConfig.from_dict` takes.
+        weights: The safetensors file.
+
+    Raises:
+        ArtefactRejected: Config and weights do not belong to this model code or to one another.
+    """
+    expected = expected_tensors(values)
+    tensors = _parse_weights(weights)
+    require_tensors(expected, tensors)
+    model = HybridModel(ModelConfig.from_dict(dict(values)))
+    model.load_state_dict(tensors)
+    return model
 
 
-def _available(device: str) -> str:
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("%s is wanted and this process has no CUDA: running on cpu", device)
-        return "cpu"
-    return device
+def expected_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of a model's tensors, by its config; they hold no memory, whatever sizes it asks for.
 
-
-def _load_model(artefact: Artefact) -> HybridModel:
+    Raises:
+        ArtefactRejected: The config describes no model that this code can build.
+    """
     try:
-        config = ModelConfig.from_dict(artefact.config)
+        config = ModelConfig.from_dict(dict(values))
         if (config.n_features, config.n_steps) != (N_FEATURES, N_STEPS):
             raise ValueError(f"it is for windows of {config.n_features} by {config.n_steps}")
-        # On the meta device a model has shapes and no memory, whatever sizes the config asks for.
         with torch.device("meta"):
-            expected = HybridModel(config).state_dict()
+            return HybridModel(config).state_dict()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ArtefactRejected(f"config.json describes no model that this code can build: {error}") from error
-    weights = _parse_weights(artefact.weights)
-    _require_same_tensors(expected, weights)
-    model = HybridModel(config)
-    model.load_state_dict(weights)
-    return model
+
+
+def require_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not the expected ones by name, shape and dtype, or that are not finite.
+
+    Raises:
+        ArtefactRejected: With the first difference.
+    """
+    if differing := sorted(set(expected) ^ set(tensors)):
+        raise ArtefactRejected(f"weights and config differ in tensors: {', '.join(differing)[:200]}")
+    for name, tensor in expected.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            raise ArtefactRejected(
+                f"{name} is {found.dtype} {tuple(found.shape)} "
+                f"and the config asks for {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if not found.isfinite().all():
+            raise ArtefactRejected(f"{name} holds values that are not finite")
 
 
 def _parse_weights(data: bytes) -> dict[str, Tensor]:
@@ -211,24 +235,8 @@ def _parse_weights(data: bytes) -> dict[str, Tensor]:
         raise ArtefactRejected("model.safetensors is no safetensors file") from error
 
 
-def _require_same_tensors(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    if differing := sorted(set(expected) ^ set(weights)):
-        raise ArtefactRejected(f"weights and config differ in tensors: {', '.join(differing)[:200]}")
-    for name, tensor in expected.items():
-        if not weights[name].isfinite().all():
-            raise ArtefactRejected(f"{name} holds values that are not finite")
-        if (weights[name].shape, weights[name].dtype) != (tensor.shape, tensor.dtype):
-            raise ArtefactRejected(
-                f"{name} is {weights[name].dtype} {tuple(weights[name].shape)} "
-                f"and the config asks for {tensor.dtype} {tuple(tensor.shape)}"
-            )
-
-
-def _to_numpy(tensor: Tensor | None) -> FloatArray | None:
-    if tensor is None:
-        return None
-    array: FloatArray = tensor.to("cpu", torch.float32).numpy()
-    return array
+def _warm_up_batches(device: str) -> Sequence[int]:
+    return WARM_UP_BATCHES_CUDA if cuda.is_cuda(device) else WARM_UP_BATCHES
 
 
 def _hypotenuse(a: FloatArray | None, b: FloatArray | None) -> Any:

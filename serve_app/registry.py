@@ -179,7 +179,7 @@ class Registry:
         with self._folder(name) as model:
             if ALIASES not in os.listdir(model):
                 return {}
-            aliases = _parse_object(_read(model, ALIASES, MAX_JSON_BYTES), ALIASES)
+            aliases = parse_object(read_plain(model, ALIASES, MAX_JSON_BYTES), ALIASES)
         if not all(_is_name(alias) and isinstance(to, str) and _is_name(to) for alias, to in aliases.items()):
             raise ArtefactRejected(f"{ALIASES} of {name} must map aliases to versions")
         return aliases
@@ -212,8 +212,8 @@ class Registry:
         version = self.resolve(name, version_or_alias)
         with self._folder(name, version) as folder:
             manifest = self._open_seal(folder, name, version)
-            config = _parse_object(_read_sealed(folder, CONFIG, manifest), CONFIG)
-            weights = _read_sealed(folder, WEIGHTS, manifest)
+            config = parse_object(read_sealed(folder, CONFIG, manifest), CONFIG)
+            weights = read_sealed(folder, WEIGHTS, manifest)
         return Artefact(name, version, config, weights, manifest)
 
     def verify(self, name: str, version_or_alias: str = LATEST) -> Manifest:
@@ -226,7 +226,7 @@ class Registry:
         with self._folder(name, version) as folder:
             manifest = self._open_seal(folder, name, version)
             for file in manifest.files:
-                _read_sealed(folder, file, manifest)
+                read_sealed(folder, file, manifest)
         return manifest
 
     def publish(
@@ -278,8 +278,8 @@ class Registry:
                 "training": None if training is None else dict(training),
             }
             sealed = json.dumps(document, default=str, indent=2).encode() + b"\n"
-            self._check_manifest(_parse_manifest(sealed), name, version)
-            _parse_object(files[CONFIG], CONFIG)
+            self._check_manifest(parse_manifest(sealed), name, version)
+            parse_object(files[CONFIG], CONFIG)
             # The manifest is the last file written, and the rename comes after all of them reached the disk.
             _write_folder(home, version, {**files, **self._signature_of(sealed), MANIFEST: sealed})
         return version
@@ -294,10 +294,10 @@ class Registry:
         if self._signer is None:
             raise ValueError("signing needs a private key")
         with self._locked(name, must_exist=True) as home, self._folder(name, version) as folder:
-            sealed = _read(folder, MANIFEST, MAX_JSON_BYTES)
+            sealed = read_plain(folder, MANIFEST, MAX_JSON_BYTES)
             manifest = self._open_manifest(folder, sealed, name, version)
             for file in manifest.files:
-                _read_sealed(folder, file, manifest)
+                read_sealed(folder, file, manifest)
             _write_file(home / version, SIGNATURE, self._signature_of(sealed)[SIGNATURE], aside=home)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
@@ -334,13 +334,13 @@ class Registry:
             return [entry for entry in os.listdir(model) if _is_name(entry) and _is_folder(model, entry)]
 
     def _open_seal(self, folder: int, name: str, version: str) -> Manifest:
-        sealed = _read(folder, MANIFEST, MAX_JSON_BYTES)
+        sealed = read_plain(folder, MANIFEST, MAX_JSON_BYTES)
         if self._verifier is not None:
             _require_signature(folder, sealed, self._verifier)
         return self._open_manifest(folder, sealed, name, version)
 
     def _open_manifest(self, folder: int, sealed: bytes, name: str, version: str) -> Manifest:
-        manifest = _parse_manifest(sealed)
+        manifest = parse_manifest(sealed)
         self._check_manifest(manifest, name, version)
         _require_same_files(set(os.listdir(folder)) - {MANIFEST, SIGNATURE}, set(manifest.files))
         return manifest
@@ -402,6 +402,24 @@ class Registry:
                 raise RegistryUnavailable(f"the registry cannot be written: {error.strerror}") from error
 
 
+def open_registry(root: Path, *, key_file: Path | None = None, signing_key_file: Path | None = None) -> Registry:
+    """A registry with the keys of these files.
+
+    Args:
+        root: The folder of models.
+        key_file: Public key; where given, only signed versions are read.
+        signing_key_file: Private key; where given, what is published is signed.
+
+    Raises:
+        KeyRefused: A file is no key of its kind.
+    """
+    return Registry(
+        root,
+        verifier=None if key_file is None else Verifier.from_file(key_file),
+        signer=None if signing_key_file is None else Signer.from_file(signing_key_file),
+    )
+
+
 def _is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and ".." not in text
 
@@ -427,8 +445,17 @@ def _step_into(parent: int, name: str, flags: int) -> int:
     return child
 
 
-def _read(folder: int, file: str, limit_bytes: int) -> bytes:
-    """Read a plain file of an open folder whole."""
+def read_plain(folder: int, file: str, limit_bytes: int) -> bytes:
+    """Read a plain file of an open folder whole, following no link.
+
+    Args:
+        folder: Descriptor of the folder.
+        file: Name in it.
+        limit_bytes: A larger file is refused.
+
+    Raises:
+        ArtefactRejected: Missing, unreadable, too large, or a link, pipe or device.
+    """
     try:
         # Without NONBLOCK a named pipe in the folder would hold the opener for ever.
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -443,9 +470,10 @@ def _read(folder: int, file: str, limit_bytes: int) -> bytes:
     return data
 
 
-def _read_sealed(folder: int, file: str, manifest: Manifest) -> bytes:
+def read_sealed(folder: int, file: str, manifest: Manifest) -> bytes:
+    """Read a file of an open folder that must be what the manifest sealed. Raises `ArtefactRejected`."""
     seal = manifest.files[file]
-    data = _read(folder, file, seal.size_bytes)
+    data = read_plain(folder, file, seal.size_bytes)
     if _seal(data) != seal.model_dump():
         raise ArtefactRejected(f"{file} is not the file that was published: its size or SHA-256 differs")
     return data
@@ -455,7 +483,7 @@ def _require_signature(folder: int, sealed: bytes, verifier: Verifier) -> None:
     """Checked on the very bytes of the manifest, before anything parses them."""
     if SIGNATURE not in os.listdir(folder):
         raise ArtefactRejected("the version is not signed, and only signed ones are served here")
-    if not verifier.accepts(_read(folder, SIGNATURE, SIGNATURE_BYTES), sealed):
+    if not verifier.accepts(read_plain(folder, SIGNATURE, SIGNATURE_BYTES), sealed):
         raise ArtefactRejected("the signature over the manifest is not one of the trusted key")
 
 
@@ -463,7 +491,8 @@ def _seal(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
 
 
-def _parse_object(data: bytes, file: str) -> dict[str, Any]:
+def parse_object(data: bytes, file: str) -> dict[str, Any]:
+    """A JSON object, without NaN and infinities; `file` names it in the refusal. Raises `ArtefactRejected`."""
     try:
         document = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -477,7 +506,8 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(text)
 
 
-def _parse_manifest(data: bytes) -> Manifest:
+def parse_manifest(data: bytes) -> Manifest:
+    """A manifest by its bytes. Raises `ArtefactRejected`."""
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:

@@ -65,6 +65,8 @@ class ServedModel(_Strict):
         engine: Name in the table of engines.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of one forward pass.
+        registry_key_path: Public key on the replicas' nodes; where given, only versions signed with it are served.
+        gpu_share: Share of a GPU that bounds the memory taken there; `ServedApplication` fills in its size's.
     """
 
     registry_path: str = "models/"
@@ -73,6 +75,8 @@ class ServedModel(_Strict):
     engine: EngineName = "torch"
     device: Device = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    registry_key_path: str | None = None
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class QueueLimits(_Strict):
@@ -123,14 +127,18 @@ class ServedApplication(_Strict):
 
     def _deployment(self) -> dict[str, Any]:
         use_gpu = self.serves.device.startswith("cuda")
+        size = SIZES[self.size]
+        key_path = self.serves.registry_key_path
         return {
             "name": DEPLOYMENT_NAME,
             "autoscaling_config": PROFILES[self.profile].autoscaling_config(),
-            "ray_actor_options": SIZES[self.size].actor_options(use_gpu=use_gpu),
+            "ray_actor_options": size.actor_options(use_gpu=use_gpu),
             # Replicas start in a folder of Ray's choosing, where a relative path leads nowhere.
             "user_config": {
                 **self.serves.model_dump(),
                 "registry_path": str(Path(self.serves.registry_path).resolve()),
+                "registry_key_path": None if key_path is None else str(Path(key_path).resolve()),
+                "gpu_share": size.num_gpus if use_gpu else self.serves.gpu_share,
             },
             "max_ongoing_requests": MAX_ONGOING_REQUESTS,
             "max_queued_requests": -1,  # the gateway bounds what waits; a second bound here would shed its bursts

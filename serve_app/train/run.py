@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -16,6 +15,7 @@ import safetensors.torch
 import sklearn
 import torch
 
+from serve_app.artefacts import scaler_fingerprint
 from serve_app.bars import SYMBOLS, Bars, data_hash, load_bars
 from serve_app.contract import MEMBERS, MODEL_NAME
 from serve_app.features import FEATURE_NAMES, fingerprint
@@ -158,12 +158,6 @@ def train(
     if output is not None:
         _write(output, files)
     return Trained(report, files, None if registry is None else _publish(registry, files, report))
-
-
-def scaler_fingerprint(model: HybridModel) -> str:
-    """SHA-256 of the normaliser: mean, then deviation, little-endian float32."""
-    buffers = (model.normalise.mean, model.normalise.sd)
-    return hashlib.sha256(b"".join(buffer.numpy().astype("<f4").tobytes() for buffer in buffers)).hexdigest()
 
 
 class _Epochs:

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from serve_app.contract import FloatArray, Options
-from serve_app.engine import ENGINES, TorchEngine, load_engine, memory_report
+from serve_app.cuda import memory_report
+from serve_app.engine import ENGINES, TorchEngine, load_engine
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Artefact, ArtefactRejected, Manifest
 

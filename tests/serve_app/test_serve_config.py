@@ -37,7 +37,7 @@ def test_profile_size_and_model_arrive_where_serve_reads_them() -> None:
     assert config["name"] == DEPLOYMENT_NAME
     assert config["autoscaling_config"]["max_replicas"] == PROFILES["market_hours"].max_replicas
     assert config["ray_actor_options"] == {"num_cpus": 2.0, "num_gpus": 0.5, "memory": 2 * GIB}
-    assert config["user_config"] == serves.model_dump()
+    assert config["user_config"] == {**serves.model_dump(), "gpu_share": 0.5}  # the replica bounds its memory by it
 
 
 def test_a_relative_registry_is_made_absolute_for_the_replicas() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serve_app.artefacts import scaler_fingerprint
 from serve_app.bars import data_hash, load_bars
 from serve_app.contract import N_FEATURES, N_STEPS, Options
 from serve_app.engine import load_engine
@@ -19,7 +20,6 @@ from serve_app.train import FitConfig, TrainConfig, Trained, train
 from serve_app.train.card import render
 from serve_app.train.judge import BOOSTING, LINEAR, MODEL, PRIOR, RIDGE
 from serve_app.train.metrics import Interval
-from serve_app.train.run import scaler_fingerprint
 
 CONFIG = TrainConfig(
     fit=FitConfig(model=ModelConfig(channels=4, width=8, lstm_hidden=4, head_hidden=8), max_epochs=1),
