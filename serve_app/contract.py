@@ -165,7 +165,7 @@ _ARRAYS = (
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The model's answer for a batch of B windows.
+    """The model's answer for a batch of B windows; every array is C-contiguous, as the JSON encoder needs it.
 
     Attributes:
         classification_probs: float32[B, C], rows sum to one, classes in the order of `CLASSES`.

@@ -79,9 +79,9 @@ def to_device(windows: FloatArray, device: str) -> Tensor:
 
 
 def to_host(answer: Mapping[str, Tensor | None], device: str) -> dict[str, Any]:
-    """Every tensor of an answer as float32 array; from a GPU into pinned buffers, with one wait for all of them."""
+    """Every tensor of an answer as C-contiguous float32; from a GPU into pinned buffers, with one wait for all."""
     if not is_cuda(device):
-        return {name: None if t is None else t.to(torch.float32).numpy() for name, t in answer.items()}
+        return {name: None if t is None else t.to(torch.float32).contiguous().numpy() for name, t in answer.items()}
     arrays = {name: None if t is None else _start_copy(t).numpy() for name, t in answer.items()}
     torch.cuda.current_stream(device).synchronize()
     return arrays

@@ -59,6 +59,12 @@ def windows() -> FloatArray:
     return np.random.default_rng(1).standard_normal((5, 50, 60), dtype=np.float32)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_array_of_a_batch_is_contiguous(artefact: Artefact, windows: FloatArray, name: str) -> None:
+    prediction = load_engine(artefact, engine=name).predict(windows, EVERYTHING)
+    assert {array for array, value in prediction._arrays() if not value.flags.c_contiguous} == set()
+
+
 def test_the_engine_answers_what_the_model_answers(model: HybridModel, artefact: Artefact, windows: FloatArray) -> None:
     answer = load_engine(artefact).predict(windows, EVERYTHING)
     with torch.no_grad():
