@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ from app.api.deps import Gateway
 from app.api.predict import HotRoute, Predict
 from app.auth import Key, KeySet, TokenVerifier
 from app.backends.base import Backend
-from app.backends.in_process import InProcessBackend, load_from_registry
+from app.backends.in_process import InProcessBackend, RegistrySource
 from app.backends.probe import Prober
 from app.backends.ray_serve import RayServeBackend
 from app.backends.remote import RemoteBackend
@@ -179,16 +178,18 @@ def _backends_of(settings: Settings, clock: Callable[[], float]) -> list[Backend
 
 
 def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBackend:
-    load = partial(
-        load_from_registry,
+    source = RegistrySource(
         settings.registry_path,
         model=settings.model,
         version=settings.model_version,
         engine=settings.engine,
         device=settings.device,
         threads=settings.engine_threads,
+        key_file=settings.registry_key_file,
     )
-    return InProcessBackend(load, clock=clock)
+    return InProcessBackend(
+        source, cache_size=settings.model_cache_size, cache_ttl_s=settings.model_cache_ttl_s, clock=clock
+    )
 
 
 def _remote(settings: Settings, clock: Callable[[], float]) -> RemoteBackend:

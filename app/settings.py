@@ -140,6 +140,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("MODEL_REGISTRY_PATH", "registry_path"),
         description="Folder of the model registry.",
     )
+    registry_key_file: Path | None = Field(
+        None,
+        description="Public key of `sluice registry keygen`; only versions signed with its pair are served. Empty: any.",
+    )
     ray_address: str | None = Field(
         None,
         validation_alias=AliasChoices("RAY_ADDRESS", "ray_address"),
@@ -206,6 +210,10 @@ class Settings(BaseSettings):
     engine: Literal["torch", "noop"] = Field("torch", description="Engine of legacy; noop answers a constant.")
     engine_threads: int = Field(1, description="Threads of legacy's engine.", ge=1, le=256)
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field("cpu", description="Device of legacy.")
+    model_cache_size: int = Field(3, description="Most versions that legacy keeps in memory.", ge=1, le=64)
+    model_cache_ttl_s: float = Field(
+        3600, description="Seconds without a call after which legacy lets a version without alias go.", ge=1, le=604800
+    )
 
     @field_validator("*", mode="before")
     @classmethod

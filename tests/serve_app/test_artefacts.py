@@ -17,12 +17,17 @@ import torch
 from serve_app import artefacts
 from serve_app.artefacts import import_folder
 from serve_app.contract import Options
-from serve_app.engine import load_engine
+from serve_app.engine import expected_tensors, load_engine
 from serve_app.registry import ArtefactRejected, Registry
 from tests.serve_app.model_files import EVIL, SMALL, random_state, saved
 
 ROOT = Path(__file__).parents[2]
 WINDOWS = np.random.default_rng(3).standard_normal((3, 50, 60), dtype=np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_has_imported_what_it_imports_late() -> None:
+    expected_tensors(SMALL)  # tens of megabytes that no model file is to blame for
 
 
 def old_folder(path: Path, weights: bytes, config: Any = SMALL) -> Path:

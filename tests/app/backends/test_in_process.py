@@ -6,15 +6,18 @@ import asyncio
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from app.backends.base import Call
-from app.backends.in_process import InProcessBackend, LoadFailed, load_from_registry
+from app.backends.in_process import InProcessBackend, LoadFailed, RegistrySource
 from serve_app.contract import FloatArray, ModelFailed, ModelNotFound, NotReady, Options, Prediction
+from tests.app.under_test import FakeClock
 
 from .hand_driven import prediction_for, windows
 
@@ -27,17 +30,16 @@ class GatedEngine:
     name = "gated"
     device = "cpu"
     model_name = "echo"
-    model_version = "3"
     n_params = 0
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "3") -> None:
+        self.model_version = version
         self.gate = threading.Event()
         self.gate.set()
         self.batches: list[int] = []
-        self.warm = False
 
     def warm_up(self) -> None:
-        self.warm = True
+        pass
 
     def predict(self, windows: FloatArray, options: Options) -> Prediction:
         assert self.gate.wait(10)
@@ -45,6 +47,37 @@ class GatedEngine:
         if windows[0, 0, 0] < 0:
             raise RuntimeError("secret shape")
         return prediction_for(windows[:, 0, 0].copy())
+
+
+class Shelf:
+    """A source whose default version is 3; every other load waits for the gate."""
+
+    def __init__(self, load: Callable[[], GatedEngine] = GatedEngine) -> None:
+        self._load = load
+        self.gate = threading.Event()
+        self.gate.set()
+        self.loaded: list[str] = []
+        self.engines: dict[str, GatedEngine] = {}
+        self.aliases = frozenset({"3"})
+        self.released: list[str] = []
+
+    def load(self, version: str | None) -> GatedEngine:
+        if version is None:
+            return self._load()
+        assert self.gate.wait(10)
+        self.loaded.append(version)
+        if version == "9":
+            raise LoadFailed("version-not-found", "no version 9")
+        if version == "6":
+            raise LoadFailed("artefact-rejected", "damaged")
+        self.engines[version] = GatedEngine("7" if version == "stable" else version)
+        return self.engines[version]
+
+    def aliased(self) -> frozenset[str]:
+        return self.aliases
+
+    def release(self, device: str) -> None:
+        self.released.append(device)
 
 
 def call(*marks: float, version: str | None = None) -> Call:
@@ -59,7 +92,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def started(load: Callable[[], GatedEngine]) -> InProcessBackend:
-    backend = InProcessBackend(load)
+    backend = InProcessBackend(Shelf(load))
     await backend.start()
     return backend
 
@@ -70,10 +103,23 @@ async def ready(engine: GatedEngine) -> InProcessBackend:
     return backend
 
 
-async def test_it_answers_from_a_warm_engine() -> None:
+async def shelved(shelf: Shelf, **changes: Any) -> InProcessBackend:
+    backend = InProcessBackend(shelf, **changes)
+    await backend.start()
+    await until(lambda: backend.status().ready)
+    return backend
+
+
+async def fetch(backend: InProcessBackend, version: str) -> None:
+    """Call until the version is there."""
+    with pytest.raises(NotReady):
+        await backend.predict(call(1, version=version))
+    await until(lambda: version in backend.status().detail["versions_in_memory"])
+
+
+async def test_it_answers_from_its_engine() -> None:
     engine = GatedEngine()
     backend = await ready(engine)
-    assert engine.warm
     assert (await backend.predict(call(4, 5))).prediction.regression_pred.tolist() == [4, 5]
     assert backend.status().detail["model_version"] == "3"
     await backend.stop()
@@ -119,11 +165,79 @@ async def test_a_forward_pass_that_raises_is_model_failed_without_its_words() ->
     await backend.stop()
 
 
-async def test_another_version_is_not_found() -> None:
-    backend = await ready(GatedEngine())
-    await backend.predict(call(1, version="3"))
-    with pytest.raises(ModelNotFound):
+async def test_a_version_not_in_memory_is_loaded_while_its_calls_fail_at_once_and_others_are_answered() -> None:
+    shelf = Shelf()
+    shelf.gate.clear()
+    backend = await shelved(shelf)
+    for _ in range(3):
+        with pytest.raises(NotReady, match="being loaded"):
+            await backend.predict(call(1, version="4"))
+    assert (await backend.predict(call(2))).prediction.regression_pred.tolist() == [2]
+    assert (await backend.predict(call(2, version="3"))).prediction.regression_pred.tolist() == [2]
+    shelf.gate.set()
+    await until(lambda: "4" in backend.status().detail["versions_in_memory"])
+    await backend.predict(call(5, version="4"))
+    assert shelf.engines["4"].batches == [1], "each version has an engine of its own"
+    assert shelf.loaded == ["4"], "three calls began one load"
+    await backend.stop()
+
+
+async def test_a_version_that_cannot_be_had_is_told_and_not_tried_at_every_call() -> None:
+    clock = FakeClock(asyncio.get_running_loop().time())
+    shelf = Shelf()
+    backend = await shelved(shelf, clock=clock)
+    for version, kind in (("9", ModelNotFound), ("6", NotReady), ("stable", ModelNotFound)):
+        with pytest.raises(NotReady):
+            await backend.predict(call(1, version=version))
+        await until(lambda version=version: version in shelf.loaded and not backend._loading)
+        for _ in range(3):
+            with pytest.raises(kind):
+                await backend.predict(call(1, version=version))
+        assert shelf.loaded.count(version) == 1
+    clock.advance(31)
+    with pytest.raises(NotReady):
+        await backend.predict(call(1, version="9"))
+    await until(lambda: shelf.loaded.count("9") == 2)
+    await backend.stop()
+
+
+async def test_the_least_used_version_makes_room_and_is_cleaned_up_after() -> None:
+    shelf = Shelf()
+    backend = await shelved(shelf, cache_size=3)
+    for version in ("4", "5"):
+        await fetch(backend, version)
+    await backend.predict(call(1, version="4"))
+    gone = weakref.ref(shelf.engines.pop("5"))
+    await fetch(backend, "8")
+    assert backend.status().detail["versions_in_memory"] == ["3", "4", "8"]
+    assert shelf.released == ["cpu"]
+    assert gone() is None, "nothing refers to the engine that was let go"
+    await backend.stop()
+
+
+async def test_an_idle_version_goes_in_time_and_the_default_and_the_aliased_stay() -> None:
+    clock = FakeClock(asyncio.get_running_loop().time())
+    shelf = Shelf()
+    backend = await shelved(shelf, cache_size=3, cache_ttl_s=60.0, clock=clock)
+    for version in ("4", "5"):
+        await fetch(backend, version)
+    shelf.aliases = frozenset({"5"})
+    clock.advance(61)
+    await backend.expire()
+    assert backend.status().detail["versions_in_memory"] == ["3", "5"]
+    await backend.stop()
+
+
+async def test_without_room_a_version_is_refused_and_the_others_stay() -> None:
+    shelf = Shelf()
+    backend = await shelved(shelf, cache_size=1)
+    with pytest.raises(NotReady):
         await backend.predict(call(1, version="4"))
+    await until(lambda: not backend._loading)
+    with pytest.raises(NotReady, match="no room"):
+        await backend.predict(call(1, version="4"))
+    assert (await backend.predict(call(2))).prediction.regression_pred.tolist() == [2]
+    assert shelf.loaded == []
     await backend.stop()
 
 
@@ -169,17 +283,20 @@ async def test_stopping_fails_the_calls_that_wait() -> None:
     engine.gate.set()
 
 
+def source(path: Path, **changes: Any) -> RegistrySource:
+    facts = {"model": "cnn_lstm", "version": "latest", "engine": "torch", "device": "cpu", "threads": 1}
+    return RegistrySource(path, **{**facts, **changes})
+
+
 def test_an_empty_registry_is_told_from_a_broken_one(tmp_path: Path) -> None:
     (tmp_path / "cnn_lstm").mkdir()
     with pytest.raises(LoadFailed) as caught:
-        load_from_registry(tmp_path, model="cnn_lstm", version="latest", engine="torch", device="cpu", threads=1)
+        source(tmp_path).load(None)
     assert caught.value.reason == "version-not-found"
 
 
 def test_the_noop_engine_needs_no_registry(tmp_path: Path) -> None:
-    engine = load_from_registry(
-        tmp_path / "none", model="cnn_lstm", version="1", engine="noop", device="cpu", threads=1
-    )
+    engine = source(tmp_path / "none", engine="noop").load(None)
     assert len(engine.predict(np.zeros((2, 50, 60), np.float32), Options())) == 2
 
 
