@@ -51,7 +51,7 @@ def announced(url: str, ray: LocalRay) -> Iterator[None]:
     """Leave the running gateway's address, and the way to its Ray, for the other commands, as long as it runs."""
     RUN_DIR.mkdir(mode=0o700, exist_ok=True)
     URL_FILE.write_text(url)
-    RAY_FILE.write_text(json.dumps({"RAY_ADDRESS": ray.address, "RAY_AUTH_TOKEN_PATH": str(ray.token_file)}))
+    RAY_FILE.write_text(json.dumps({**ray.environment, "RAY_ADDRESS": ray.address}))
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from app.bench.load import OK, Sample
 from app.bench.report import LIMIT_MS, Report
@@ -44,7 +45,11 @@ def _draw_requests(axis: Axes, samples: Sequence[Sample]) -> None:
             x, y = zip(*((sample.due_s, 1e3 * sample.latency_s) for sample in drawn), strict=True)
             axis.scatter(x, y, s=8, alpha=0.5, linewidths=0, color=colour, label=f"{label}: {len(drawn)}")
     axis.set(yscale="log", xlabel="due at, s", ylabel="latency, ms")
-    axis.legend(loc="upper right", markerscale=2)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    if any(sample.outcome.code != OK for sample in samples):
+        axis.legend(markerscale=2)
 
 
 def _draw_percentiles(axis: Axes, latencies_ms: Sequence[float]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -131,13 +132,13 @@ def render(report: Report, samples: Sequence[Sample]) -> Group:
     """The figures for the terminal; the last line is the verdict."""
     plan = report.plan
     loop = "closed loop" if plan.rate_rps is None else f"open loop, {plan.rate_rps:g} requests/s due"
-    head = f"{report.target}, {loop}, {plan.concurrency} callers, {report.windows_per_request} windows per request, "
+    head = f"{report.target}, {loop}, {plan.concurrency} callers, windows per request: {report.windows_per_request}, "
     head += f"{report.body} body" if report.target == "http" else "one handle call per request, nothing coalesced"
-    latencies = Table("ms", *report.latency_ms)
+    latencies = Table("ms", *report.latency_ms, box=box.SIMPLE)
     latencies.add_row("latency", *map(_ms, report.latency_ms.values()))
     if report.late_ms is not None:
-        latencies.add_row("of it sent late", *map(_ms, report.late_ms.values()))
-    latencies.add_row("one window from bars", *map(_ms, report.window_ms.values()))
+        latencies.add_row("sent late by", *map(_ms, report.late_ms.values()))
+    latencies.add_row("window from bars", *map(_ms, report.window_ms.values()))
     failed = ", ".join(f"{code}: {count}" for code, count in sorted(report.errors.items())) or "none"
     served_by = ", ".join(f"{arm} {count}" for arm, count in sorted(report.served_by.items())) or "nobody"
     lines = (
