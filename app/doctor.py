@@ -24,7 +24,8 @@ from rich.table import Table
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
 from serve_app.contract import APP_NAME
-from serve_app.registry import Registry, RegistryError
+from serve_app.registry import RegistryError, open_registry
+from serve_app.signing import KeyRefused
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -82,6 +83,7 @@ def examine(
         _token_secret(settings),
         _state_folder(settings.state_dir),
         _dotenv(Path(".env")),
+        _legacy(settings),
         *_ray(settings),
         Finding("redis", "ok", "not configured: one gateway keeps its state in files"),
         _clock(wall_clock, stepped_s=wall_clock() - clock() - began),
@@ -159,13 +161,17 @@ def _is_sluice(host: str, port: int) -> bool:
 def _registry(settings: Settings, now: float) -> Finding:
     where = f"{settings.model} {settings.model_version} in {settings.registry_path}"
     try:
-        manifest = Registry(settings.registry_path).verify(settings.model, settings.model_version)
+        registry = open_registry(settings.registry_path, key_file=settings.registry_key_file)
+        manifest = registry.verify(settings.model, settings.model_version)
+    except KeyRefused as error:
+        return Finding("registry", "fail", str(error), "name a public ed25519 key in GATEWAY_REGISTRY_KEY_FILE")
     except RegistryError as error:
         advice = "set MODEL_REGISTRY_PATH to a registry that has it; `sluice registry list` shows what is there"
         return Finding("registry", "fail", f"{where}: {error}", advice)
     if manifest.created_at.timestamp() > now:
         return Finding("registry", "warn", f"{where} was published in the future", "set this machine's clock")
-    return Finding("registry", "ok", f"{where}: version {manifest.version}, {len(manifest.files)} files as published")
+    sealed = "published and signed" if settings.registry_key_file else "published"
+    return Finding("registry", "ok", f"{where}: version {manifest.version}, {len(manifest.files)} files as {sealed}")
 
 
 def _token_secret(settings: Settings) -> Finding:
@@ -207,6 +213,27 @@ def _dotenv(file: Path) -> Finding:
     return Finding(".env", "ok", "read")
 
 
+def _legacy(settings: Settings) -> Finding:
+    if settings.legacy == "off":
+        return Finding("legacy", "ok", "off: nothing stands behind Ray Serve")
+    if settings.legacy == "in_process":
+        if settings.engine == "noop":
+            return Finding("legacy", "warn", "the engine noop answers a constant", "set GATEWAY_ENGINE=torch")
+        return Finding("legacy", "ok", "in this process")
+    url = httpx.URL(settings.legacy_url or "")
+    try:
+        _connect(url.host, url.port or (443 if url.scheme == "https" else 80))
+    except OSError as error:
+        advice = "start the old service, or correct GATEWAY_LEGACY_URL"
+        return Finding("legacy", "fail", f"nobody answers at {url}: {error}", advice)
+    return Finding("legacy", "ok", f"somebody listens at {url}")
+
+
+def _connect(host: str, port: int) -> None:
+    """Open a connection and close it. Raises `OSError`."""
+    socket.create_connection((host.strip("[]"), port), PATIENCE_S).close()
+
+
 def _ray(settings: Settings) -> list[Finding]:
     if settings.ray_address is None:
         if settings.legacy == "off":
@@ -229,7 +256,7 @@ def _ray_control_store(address: str) -> Finding:
         return Finding("ray", "warn", "RAY_ADDRESS=auto takes whichever cluster runs here", "give host:6379")
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+        _connect(host, int(port))
     except OSError as error:
         advice = "start the cluster, or correct RAY_ADDRESS; until then legacy answers"
         return Finding("ray", "fail", f"nobody answers at {address}: {error}", advice)

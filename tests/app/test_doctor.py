@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from rich.console import Console
 
 from app.doctor import Finding, examine, examine_installation, render, settings_refused
@@ -72,7 +74,7 @@ def test_a_sound_installation_has_nothing_to_mend(secret_file: Path) -> None:
         (check, "ok")
         for check in (
             *("python", "packages", "port", "registry", "token secret"),
-            *("state folder", ".env", "ray", "redis", "clock"),
+            *("state folder", ".env", "legacy", "ray", "redis", "clock"),
         )
     }
     assert not any(finding.advice for finding in findings)
@@ -114,6 +116,28 @@ def test_a_registry_with_an_altered_file_fails(secret_file: Path, tmp_path: Path
     assert found("registry", here).level == "ok"
     (version / "CARD.md").write_text("better than it is")
     assert found("registry", here).level == "fail"
+
+
+def test_an_unsigned_version_fails_where_signatures_are_asked_for(secret_file: Path, tmp_path: Path) -> None:
+    key = tmp_path / "public.pem"
+    key.write_bytes(
+        Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    assert "sign" in found("registry", settings(secret_file, registry_key_file=key)).found
+    key.write_text("no key")
+    assert found("registry", settings(secret_file, registry_key_file=key)).level == "fail"
+
+
+def test_a_remote_legacy_that_nobody_answers_for_fails(
+    secret_file: Path, answering: tuple[int, dict[str, tuple[int, object]]]
+) -> None:
+    there = settings(secret_file, legacy="remote", legacy_url=f"http://127.0.0.1:{answering[0]}")
+    assert found("legacy", there).level == "ok"
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        assert found("legacy", there.with_overrides(legacy_url=url)).level == "fail"
+    assert found("legacy", settings(secret_file, engine="noop")).level == "warn"
 
 
 def test_a_secret_is_never_shown_and_better_kept_in_a_file(secret_file: Path) -> None:
