@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from app.api import ops, rollout
 from app.api.deps import Gateway
+from app.api.docs import add_docs
 from app.api.predict import HotRoute, Predict
 from app.auth import Key, KeySet, TokenVerifier
 from app.backends.base import Backend
@@ -77,7 +78,7 @@ def create_app(
         version=version("sluice"),
         summary="Predictions of a CNN+LSTM model, moved from an old path to Ray Serve step by step",
         lifespan=_lifespan(gateway, log, settings.log_level),
-        docs_url="/docs" if settings.docs else None,
+        docs_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
@@ -89,6 +90,8 @@ def create_app(
     app.router.routes.append(hot_route)
     for router in ROUTERS:
         app.include_router(router)
+    if settings.docs:
+        add_docs(app)
     PrometheusFastApiInstrumentator(registry=gateway.metrics.registry, should_group_status_codes=False).add(
         gateway.metrics.count_instrumented
     ).instrument(app)

@@ -10,6 +10,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from starlette.types import Scope
 
+from app.api import docs
 from app.auth import Principal, TokenVerifier, bearer_token
 from app.backends.base import Backend
 from app.backends.probe import Prober
@@ -19,7 +20,7 @@ from app.rollout.dispatch import Dispatcher
 from app.rollout.state import Rollout
 
 # The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
-PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/docs", "/openapi.json"})
+PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready"}) | docs.PATHS
 
 BEARER = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token with the scope that the route names.")
 

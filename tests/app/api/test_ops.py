@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
+from app.api import docs
 from app.api.deps import PUBLIC_PATHS
 from app.backends.fake import FakeBackend
 from app.errors import PROBLEM_JSON
@@ -62,12 +64,22 @@ async def test_every_route_has_a_scope_or_is_public(gateway: GatewayUnderTest) -
 async def test_openapi_lists_the_routes_that_are_served(gateway: GatewayUnderTest) -> None:
     paths = (await gateway.client.get("/openapi.json")).json()["paths"]
     documented = {(method.upper(), path) for path, item in paths.items() for method in item}
-    assert documented == {(m, p) for m, p in routes_of(gateway) if p not in {"/docs", "/openapi.json"}}
+    assert documented == {(m, p) for m, p in routes_of(gateway) if p not in docs.PATHS}
+
+
+async def test_the_docs_page_loads_nothing_from_elsewhere(gateway: GatewayUnderTest) -> None:
+    page = (await gateway.client.get("/docs")).text
+    linked = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert len(linked) == 3
+    for path in linked:
+        response = await gateway.client.get(path)
+        assert response.status_code == 200, path
+        assert len(response.content) > 1000, path
 
 
 async def test_pages_can_be_turned_off(make_gateway: MakeGateway) -> None:
     async with make_gateway(docs=False) as gateway:
-        for path in ("/docs", "/openapi.json", "/redoc"):
+        for path in (*docs.PATHS, "/redoc"):
             assert (await gateway.client.get(path)).status_code == 404
 
 
