@@ -37,7 +37,7 @@ from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, SecretFile, Settings, read_secret_file
 
-ROUTERS = (ops.router, rollout.router)
+ROUTERS = (ops.router, ops.ray_serve_router, rollout.router)
 
 
 def create_app(

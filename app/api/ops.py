@@ -16,6 +16,7 @@ from app.rollout.dispatch import CANARY
 from serve_app.contract import DeadlineExceeded
 
 router = APIRouter(tags=["operations"])
+ray_serve_router = APIRouter(prefix="/ray-serve", tags=["ray-serve"])
 
 _STATS_TIMEOUT_S = 1.5  # backends gather within one second; this is for one that does not
 _RETRY_AFTER = {"Retry-After": "5"}
@@ -61,7 +62,7 @@ async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     }
 
 
-@router.get("/ray-serve/stats", tags=["ray-serve"], responses={404: {"description": "Ray Serve is not configured."}})
+@ray_serve_router.get("/stats", responses={404: {"description": "Ray Serve is not configured."}})
 async def show_ray_serve_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     """Ray Serve's figures, per replica and in total."""
     for backend in gateway.backends:
