@@ -25,6 +25,7 @@ from app.settings import ConfigError, Settings, load_settings
 
 if TYPE_CHECKING:
     from app.client import GatewayClient
+    from serve_app.registry import Registry
     from serve_app.serve_config import ServedModel
     from serve_app.train import FitConfig, TrainConfig
 
@@ -44,6 +45,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Url = Annotated[str | None, typer.Option("--url", help="Root of the gateway; default: the one `make run` started.")]
 Token = Annotated[str | None, typer.Option("--token", help="Bearer token; default: one made from the secret here.")]
+SignWith = Annotated[Path | None, typer.Option(help="Private key file to sign the version with.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -157,12 +159,15 @@ def _require_free_port(host: str, port: int) -> int:
 
 
 def _require_model(settings: Settings) -> None:
-    from serve_app.registry import Registry, RegistryError
+    from serve_app.registry import RegistryError
+    from serve_app.signing import KeyRefused
 
     if settings.legacy != "in_process" or settings.engine == "noop":
         return
     try:
-        Registry(settings.registry_path).load(settings.model, settings.model_version)
+        _registry(settings).load(settings.model, settings.model_version)
+    except KeyRefused as error:
+        fail(str(error), EX_CONFIG)
     except RegistryError as error:
         fail(f"no model to serve: {error}; `sluice registry list` shows what is in {settings.registry_path}", EX_CONFIG)
 
@@ -224,6 +229,7 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder for the version's or the search's files.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings of the fit, as `--search` writes them.")] = None,
     search: Annotated[int | None, typer.Option(help="Try so many settings on Ray instead.", min=2, max=1000)] = None,
+    sign_with: SignWith = None,
 ) -> None:
     """Train walk-forward on the shipped bars, judge beside the baselines, refit, publish with a model card."""
     _require_extra("train", "training", "sklearn", "matplotlib")
@@ -231,7 +237,7 @@ def train(
 
     settings = TrainConfig(seed=seed, n_seeds=seeds, fit=_fit_settings(config, epochs))
     if search is None:
-        _train(settings, publish, output)
+        _train(settings, _publishing_registry(_client_settings(), sign_with) if publish else None, output)
     else:
         _search(settings, search, output or development.RUN_DIR / "search")
 
@@ -286,14 +292,12 @@ def _search(settings: TrainConfig, n_trials: int, folder: Path) -> None:
     out.print(f"Wrote {', '.join(searched.files)} to {folder}", highlight=False)
 
 
-def _train(config: TrainConfig, publish: bool, output: Path | None) -> None:
+def _train(config: TrainConfig, registry: Registry | None, output: Path | None) -> None:
     from rich.markdown import Markdown
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from serve_app.registry import Registry
     from serve_app.train import train as run
 
-    registry = Registry(_client_settings().registry_path) if publish else None
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), console=err) as bars:
         bar = bars.add_task("reading bars", total=None)
@@ -329,6 +333,8 @@ def bench(
     """Load-test what runs: exit code 0 when average, p95 and p99 are under 100 ms and nothing failed."""
     if picture is not None:
         _require_extra("train", "a picture", "matplotlib")
+        if not picture.parent.is_dir():
+            fail(f"there is no folder {picture.parent} for the picture", EX_CONFIG)
     from app.bench.inputs import draw_windows
     from app.bench.load import NoTarget, Plan
     from app.bench.report import render
@@ -375,9 +381,7 @@ def _ray_to_join(settings: Settings) -> tuple[str, dict[str, str]]:
 @registry_cli.command("list")
 def registry_list(as_json: AsJson = False) -> None:
     """Show every model, version and alias."""
-    from serve_app.registry import Registry
-
-    registry = Registry(_client_settings().registry_path)
+    registry = _told(lambda: _registry(_client_settings()))
     rows = _told(
         lambda: [
             {
@@ -401,19 +405,77 @@ def registry_list(as_json: AsJson = False) -> None:
 
 @registry_cli.command("verify")
 def registry_verify(model: str = "cnn_lstm", version: str = "latest") -> None:
-    """Check every byte of a version against its manifest."""
-    from serve_app.registry import Registry
+    """Check every byte of a version against its manifest, and that against its signature where a key is set."""
+    settings = _client_settings()
+    manifest = _told(lambda: _registry(settings).verify(model, version))
+    signed = "; the signature is good" if settings.registry_key_file else ""
+    out.print(f"{model} {manifest.version}: {len(manifest.files)} files as they were published{signed}")
 
-    manifest = _told(lambda: Registry(_client_settings().registry_path).verify(model, version))
-    out.print(f"{model} {manifest.version}: {len(manifest.files)} files as they were published")
+
+@registry_cli.command("publish")
+def registry_publish(
+    folder: Annotated[Path, typer.Argument(help="Holds model.pth or model.safetensors, and config.json.")],
+    name: Annotated[str, typer.Option(help="Model to publish it under.")] = "cnn_lstm",
+    version: Annotated[str | None, typer.Option(help="Version; default: the next number.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Alias that shall stand for it from now on.")] = None,
+    sign_with: SignWith = None,
+) -> None:
+    """Check a model folder, convert it to safetensors and publish it as a new version."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from serve_app.artefacts import import_folder
+
+    registry = _publishing_registry(_client_settings(), sign_with)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err) as bars:
+        bar = bars.add_task("reading", total=None)
+        imported = _told(lambda: import_folder(folder, lambda stage: bars.update(bar, description=stage)))
+        bars.update(bar, description="sealing")
+        published = _told(lambda: registry.publish(name, version=version, files=imported.files, **imported.facts))
+        bars.update(bar, description="done", total=1, completed=1)
+    if imported.left_out:
+        err.print(f"Left out: {', '.join(imported.left_out)}", markup=False)
+    out.print(f"Published {name} {published}", highlight=False)
+    if alias is not None:
+        _told(lambda: registry.set_alias(name, alias, published))
+        out.print(f"{name}: {alias} is now version {published}", highlight=False)
+
+
+@registry_cli.command("keygen")
+def registry_keygen(
+    folder: Annotated[Path, typer.Argument(help="Existing folder for registry.key and registry.pub.")],
+) -> None:
+    """Make a pair of keys: registry.key signs and stays with whoever publishes, registry.pub verifies."""
+    from serve_app.signing import generate
+
+    private, public = folder / "registry.key", folder / "registry.pub"
+    _told(lambda: generate(private, public))
+    out.print(
+        f"{private}: private, 0600; for --sign-with. Keep it off the machines that serve.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    out.print(
+        f"{public}: public; GATEWAY_REGISTRY_KEY_FILE={public} serves signed versions only.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@registry_cli.command("sign")
+def registry_sign(
+    version: Annotated[str, typer.Argument(help="Version, no alias.")],
+    sign_with: Annotated[Path, typer.Option(help="Private key file.")],
+    model: str = "cnn_lstm",
+) -> None:
+    """Sign a published version after checking every byte of it: you vouch for it from now on."""
+    _told(lambda: _registry(_client_settings(), sign_with).sign(model, version))
+    out.print(f"{model} {version} is signed", highlight=False)
 
 
 @registry_cli.command("alias")
 def registry_alias(alias: str, version: str, model: str = "cnn_lstm") -> None:
     """Let an alias stand for a version."""
-    from serve_app.registry import Registry
-
-    _told(lambda: Registry(_client_settings().registry_path).set_alias(model, alias, version))
+    _told(lambda: _registry(_client_settings()).set_alias(model, alias, version))
     out.print(f"{model}: {alias} is now version {version}")
 
 
@@ -450,6 +512,7 @@ def deploy(
     size: Annotated[str, typer.Option(help="Size of a replica: small, medium, large or local.")] = "local",
     version: Annotated[str, typer.Option(help="Version or alias.")] = "latest",
     engine: Annotated[str, typer.Option(help="Engine of the replicas.")] = "torch",
+    device: Annotated[str, typer.Option(help="Device of the replicas: cpu, cuda or cuda:N.")] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the Serve configuration, deploy nothing.")] = False,
     wait_s: Annotated[float, typer.Option(help="How long to wait until it runs.")] = 300.0,
 ) -> None:
@@ -462,12 +525,15 @@ def deploy(
     settings = _client_settings()
     try:
         application = ServedApplication.model_validate(
-            {"profile": profile, "size": size, "serves": _served(settings, version, engine)}
+            {"profile": profile, "size": size, "serves": _served(settings, version, engine, device)}
         )
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         fail(f"{fault['loc'][-1]}: {fault['msg']}", EX_CONFIG)
-    config = build_config(application)
+    try:
+        config = build_config(application)
+    except ValueError as error:
+        fail(str(error), EX_CONFIG)
     if dry_run:
         print(json.dumps(config, indent=2))
         return
@@ -497,23 +563,37 @@ def doctor(as_json: AsJson = False) -> None:
         sys.exit(1)
 
 
-def _served(settings: Settings, version: str, engine: str) -> ServedModel:
+def _served(settings: Settings, version: str, engine: str, device: str = "cpu") -> ServedModel:
     """What the replicas shall serve, with an alias pinned to the version that it stands for now.
 
     A replica resolves an alias when it loads it, so two of them could serve two versions under one name.
     """
-    from serve_app.registry import Registry
     from serve_app.serve_config import ServedModel
 
-    version = _told(lambda: Registry(settings.registry_path).resolve(settings.model, version))
+    version = _told(lambda: _registry(settings).resolve(settings.model, version))
     return ServedModel.model_validate(
         {
             "registry_path": str(settings.registry_path.resolve()),
             "model": settings.model,
             "version": version,
             "engine": engine,
+            "device": device,
+            "registry_key_path": settings.registry_key_file and str(settings.registry_key_file),
         }
     )
+
+
+def _registry(settings: Settings, signing_key_file: Path | None = None) -> Registry:
+    from serve_app.registry import open_registry
+
+    return open_registry(settings.registry_path, key_file=settings.registry_key_file, signing_key_file=signing_key_file)
+
+
+def _publishing_registry(settings: Settings, signing_key_file: Path | None) -> Registry:
+    """A registry to publish into; it is told before the work, not after, that a version would be refused unsigned."""
+    if settings.registry_key_file is not None and signing_key_file is None:
+        fail("GATEWAY_REGISTRY_KEY_FILE is set, so versions must be signed: give --sign-with", EX_CONFIG)
+    return _told(lambda: _registry(settings, signing_key_file))
 
 
 def _client_settings() -> Settings:
@@ -566,10 +646,11 @@ def _told(ask: Callable[[], T]) -> T:
     from app.client import GatewayRefused
     from app.symbol_report import NoWindow
     from serve_app.registry import RegistryError
+    from serve_app.signing import KeyRefused
 
     try:
         return ask()
-    except (GatewayRefused, RegistryError, NoWindow) as error:
+    except (GatewayRefused, RegistryError, KeyRefused, NoWindow) as error:
         fail(str(error))
 
 

@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     )
     registry_key_file: Path | None = Field(
         None,
-        description="Public key of `sluice registry keygen`; only versions signed with its pair are served. Empty: any.",
+        description="Public key; only versions signed with its pair are served. Empty: signatures are not asked for.",
     )
     ray_address: str | None = Field(
         None,

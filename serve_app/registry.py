@@ -336,7 +336,7 @@ class Registry:
     def _open_seal(self, folder: int, name: str, version: str) -> Manifest:
         sealed = read_plain(folder, MANIFEST, MAX_JSON_BYTES)
         if self._verifier is not None:
-            _require_signature(folder, sealed, self._verifier)
+            _require_signature(folder, sealed, self._verifier, f"{name} {version}")
         return self._open_manifest(folder, sealed, name, version)
 
     def _open_manifest(self, folder: int, sealed: bytes, name: str, version: str) -> Manifest:
@@ -479,12 +479,12 @@ def read_sealed(folder: int, file: str, manifest: Manifest) -> bytes:
     return data
 
 
-def _require_signature(folder: int, sealed: bytes, verifier: Verifier) -> None:
+def _require_signature(folder: int, sealed: bytes, verifier: Verifier, what: str) -> None:
     """Checked on the very bytes of the manifest, before anything parses them."""
     if SIGNATURE not in os.listdir(folder):
-        raise ArtefactRejected("the version is not signed, and only signed ones are served here")
+        raise ArtefactRejected(f"{what} is not signed, and only signed versions are served here")
     if not verifier.accepts(read_plain(folder, SIGNATURE, SIGNATURE_BYTES), sealed):
-        raise ArtefactRejected("the signature over the manifest is not one of the trusted key")
+        raise ArtefactRejected(f"the signature over the manifest of {what} is not one of the trusted key")
 
 
 def _seal(data: bytes) -> dict[str, Any]:

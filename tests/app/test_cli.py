@@ -14,6 +14,8 @@ import pytest
 
 from app.auth import Key, KeySet, TokenVerifier
 from app.cli import _require_free_port
+from serve_app.signing import generate
+from tests.serve_app.model_files import random_state, saved, system_call
 
 SECRET = "vR3kQ0mZy8Tn5LwXc7HdFgJ2sBpEuA9iKoNqWxYz4Mh6"
 EX_CONFIG = 78
@@ -125,3 +127,50 @@ def test_help_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     started = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60).returncode == 0
     print(f"imported in {time.monotonic() - started:.2f} s")
+
+
+def test_an_old_model_folder_is_published_signed_and_served_by_its_alias(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.pth").write_bytes(saved(random_state(mc_samples=2)))
+    (tmp_path / "old" / "config.json").write_text('{"input_dim": 50, "device": "cuda", "mc_samples": 2}')
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    signed = {"MODEL_REGISTRY_PATH": str(tmp_path / "models"), "GATEWAY_REGISTRY_KEY_FILE": "registry.pub"}
+    keys = sluice("registry", "keygen", ".", cwd=tmp_path)
+    assert "GATEWAY_REGISTRY_KEY_FILE=registry.pub" in keys.stdout
+    assert_one_plain_line(sluice("registry", "publish", "old", cwd=tmp_path, **signed), EX_CONFIG, "--sign-with")
+    options = ("--version", "7", "--alias", "stable", "--sign-with", "registry.key")
+    result = sluice("registry", "publish", "old", *options, cwd=tmp_path, **signed)
+    assert result.stdout.splitlines() == ["Published cnn_lstm 7", "cnn_lstm: stable is now version 7"], result.stderr
+    assert "Left out: notes.txt" in result.stderr
+    assert "signature is good" in sluice("registry", "verify", "--version", "stable", cwd=tmp_path, **signed).stdout
+
+
+def test_an_evil_model_folder_is_one_line_and_no_version(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.pth").write_bytes(system_call(tmp_path / "canary"))
+    result = sluice("registry", "publish", "old", cwd=tmp_path, MODEL_REGISTRY_PATH=str(tmp_path / "models"))
+    assert result.returncode == 1
+    assert "wants to call posix.system" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "canary").exists()
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_unsigned_model_is_not_served_where_a_key_is_set(tmp_path: Path) -> None:
+    generate(tmp_path / "registry.key", tmp_path / "registry.pub")
+    where = {"MODEL_REGISTRY_PATH": str(MODELS), "GATEWAY_REGISTRY_KEY_FILE": "registry.pub"}
+    serving = sluice("serve", "--port", "0", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET, **where)
+    assert_one_plain_line(serving, EX_CONFIG, "is not signed")
+    where["GATEWAY_REGISTRY_KEY_FILE"] = "registry.key"
+    assert_one_plain_line(sluice("registry", "verify", cwd=tmp_path, **where), 1, "is a private key")
+
+
+def test_replicas_get_the_key_the_device_and_their_share_of_it(tmp_path: Path) -> None:
+    generate(tmp_path / "registry.key", tmp_path / "registry.pub")
+    where = {"MODEL_REGISTRY_PATH": str(MODELS), "GATEWAY_REGISTRY_KEY_FILE": "registry.pub"}
+    words = ("deploy", "--dry-run", "--device", "cuda", "--size")
+    (application,) = json.loads(sluice(*words, "medium", cwd=tmp_path, **where).stdout)["applications"]
+    served = application["deployments"][0]["user_config"]
+    assert served["registry_key_path"] == str(tmp_path / "registry.pub")
+    assert (served["device"], served["gpu_share"]) == ("cuda", 0.5)
+    assert_one_plain_line(sluice(*words, "local", cwd=tmp_path, **where), EX_CONFIG, "no GPU share")
