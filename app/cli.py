@@ -25,7 +25,9 @@ from app.settings import ConfigError, Settings, load_settings
 
 if TYPE_CHECKING:
     from app.client import GatewayClient
+    from app.local_ray import LocalRay
     from serve_app.registry import Registry
+    from serve_app.search import Searched
     from serve_app.serve_config import ServedModel
     from serve_app.train import FitConfig, TrainConfig
 
@@ -262,34 +264,41 @@ def _fit_settings(file: Path | None, epochs: int | None) -> FitConfig:
 def _search(settings: TrainConfig, n_trials: int, folder: Path) -> None:
     """Search on a Ray of our own, which ends with the search, however that ends."""
     _require_extra("tune", "a search", "pandas", "pyarrow", "tensorboardX")
-    from rich.live import Live
     from rich.markdown import Markdown
 
     from app.local_ray import LocalRay, LocalRayFailed
-    from app.search_table import render
 
     err.print("Starting Ray on this machine …")
     try:
         with LocalRay(num_cpus=os.cpu_count() or 1) as ray:
-            os.environ.update(ray.environment)  # before Ray is imported: it reads some of it only then
-            from serve_app.search import SearchConfig, SearchFailed, search
-
-            with Live(console=err, refresh_per_second=2) as live:
-                searched = search(
-                    SearchConfig(settings, n_trials),
-                    ray_address=ray.address,
-                    scratch=ray.directory / "tune",
-                    on_change=lambda trials: live.update(render(trials, n_trials)),
-                )
+            searched = _search_on(ray, settings, n_trials)
     except LocalRayFailed as error:
-        fail(str(error))
-    except SearchFailed as error:
         fail(str(error))
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in searched.files.items():
         (folder / name).write_bytes(data)
     out.print(Markdown(searched.files["SEARCH.md"].decode()))
     out.print(f"Wrote {', '.join(searched.files)} to {folder}", highlight=False)
+
+
+def _search_on(ray: LocalRay, settings: TrainConfig, n_trials: int) -> Searched:
+    """Search with a live table of the trials."""
+    os.environ.update(ray.environment)  # before Ray is imported: it reads some of it only then
+    from rich.live import Live
+
+    from app.search_table import render
+    from serve_app.search import SearchConfig, SearchFailed, search
+
+    with Live(console=err, refresh_per_second=2) as live:
+        try:
+            return search(
+                SearchConfig(settings, n_trials),
+                ray_address=ray.address,
+                scratch=ray.directory / "tune",
+                on_change=lambda trials: live.update(render(trials, n_trials)),
+            )
+        except SearchFailed as error:
+            fail(str(error))
 
 
 def _train(config: TrainConfig, registry: Registry | None, output: Path | None) -> None:

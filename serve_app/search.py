@@ -42,6 +42,8 @@ _TUNE_ENV = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
+_ERROR_LENGTH = 200
+
 
 class SearchFailed(Exception):
     """No trial came to an end; the message is one line."""
@@ -163,6 +165,7 @@ def search(
     watch = _Watch(config, on_change, clock)
     os.environ.update(_TUNE_ENV)
     ray.init(address=ray_address, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are rows of ours, not traces in the terminal
     try:
         _tune(config, samples, split, watch, scratch)
     finally:
@@ -281,7 +284,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
         self._change(trial, status="done")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._change(trial, status="failed", error=_one_line(trial.get_pickled_error()))
+        self._change(trial, status="failed", error=_last_words(trial.error_file))
 
     def _change(self, trial: Any, **values: Any) -> None:
         number = _number(trial)
@@ -295,9 +298,10 @@ def _number(trial: Any) -> int:
     return int(trial.trial_id.rpartition("_")[2])
 
 
-def _one_line(error: BaseException | None) -> str:
-    lines = str(getattr(error, "cause", None) or error or "unknown").strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+def _last_words(error_file: str | None) -> str:
+    """The last line of what Ray Tune kept of a failure: the exception itself, below its trace."""
+    lines = Path(error_file).read_text().split("\n") if error_file else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no reason told")[:_ERROR_LENGTH]
 
 
 def _report(

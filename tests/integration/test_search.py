@@ -59,10 +59,11 @@ def test_trials_run_on_ray_and_those_that_fail_are_shown_beside_the_others(
     assert len({trial["candidate"]["learning_rate"] for trial in others}) == 2
     assert report["best"] == 0
     assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 5e-4
-    assert "failed: attention_heads" in (tmp_path / "SEARCH.md").read_text()
+    assert "failed: ValueError: attention_heads" in (tmp_path / "SEARCH.md").read_text()
     assert any(["running", 1] in rows for rows in json.loads((tmp_path / "told.json").read_text()))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_neither_process_nor_file(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
@@ -76,18 +77,22 @@ def test_ctrl_c_leaves_neither_process_nor_file(tmp_path: Path) -> None:
             stderr=output,
             start_new_session=True,
         )
-    wait_until(lambda: any(name.startswith("ray::") for name in names_below(process.pid)), 120, "a trial to run")
+    wait_until(lambda: any("ImplicitFunc" in name for name in names_below(process.pid)), 120, "a trial to run")
     family = descendants(process.pid)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     assert process.wait(30) != 0
     print(f"ended {time.monotonic() - began:.1f} s after Ctrl-C")
     assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
-    assert not [file for file in own.rglob("*") if file.is_file()]
-    assert not (tmp_path / "ray_results").exists()
-    ours = set(Path("/tmp").glob("sluice-ray-*")) - before
-    assert not [folder for folder in ours if "search" in {path.name for path in folder.glob("tune/*")}]
+    assert list(own.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "output"}, "nothing in the home folder"
+    assert not [folder for folder in folders_since(before) if (folder / "tune").exists()]
     assert "Traceback" not in (tmp_path / "output").read_text()
+
+
+def folders_since(before: set[Path]) -> set[Path]:
+    """Folders of local Rays that are new; others' may be among them."""
+    return set(Path("/tmp").glob("sluice-ray-*")) - before
 
 
 def names_below(pid: int) -> list[str]:
