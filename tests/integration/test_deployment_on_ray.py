@@ -27,7 +27,9 @@ from serve_app.engine import load_engine
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Registry
 from serve_app.serve_config import DEPLOYMENT_NAME, ServedApplication, ServedModel, build_config
+from serve_app.signing import Signer, generate
 from tests.integration.test_local_ray import listening_addresses
+from tests.serve_app.model_files import system_call
 
 pytestmark = [
     pytest.mark.integration,
@@ -40,7 +42,7 @@ WINDOWS = np.random.default_rng(2).standard_normal((70, 50, 60), dtype=np.float3
 EVERYTHING = Options(return_uncertainty=True, use_ensemble=True, return_features=True)
 
 
-def publish(registry: Registry, seed: int) -> str:
+def publish(registry: Registry, seed: int, weights: bytes | None = None) -> str:
     model = HybridModel(ModelConfig())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -49,7 +51,7 @@ def publish(registry: Registry, seed: int) -> str:
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return registry.publish(
         "cnn_lstm",
-        files={"model.safetensors": safetensors.torch.save(state), "config.json": b"{}"},
+        files={"model.safetensors": weights or safetensors.torch.save(state), "config.json": b"{}"},
         feature_names=features.FEATURE_NAMES,
         features_fingerprint=features.fingerprint(),
         scaler_fingerprint="0" * 64,
@@ -78,8 +80,10 @@ class Served:
         handle = serve.get_app_handle(APP)
         return await asyncio.wait_for(getattr(handle, method).remote(*args, **kwargs), 30)
 
-    def deploy(self, version: str, *, replicas: tuple[int, int] = (2, 2), **autoscaling: float) -> None:
-        serves = ServedModel(registry_path=str(self.registry_path), version=version)
+    def deploy(
+        self, version: str, *, replicas: tuple[int, int] = (2, 2), key: Path | None = None, **autoscaling: float
+    ) -> None:
+        serves = ServedModel(registry_path=str(self.registry_path), version=version, registry_key_path=key and str(key))
         config = build_config(ServedApplication(name=APP, serves=serves))
         bounds = {"min_replicas": replicas[0], "max_replicas": replicas[1], **autoscaling}
         config["applications"][0]["deployments"][0]["autoscaling_config"].update(bounds)
@@ -243,6 +247,28 @@ def test_a_version_changes_in_place_and_a_broken_one_changes_nothing(served: Ser
     wait_until(lambda: {row["model_version"] for row in served.stats()} == {"1"})
     assert served.stats()[0]["rejected"] is None
     wait_until(lambda: served.pids() == before)  # a replica that takes a change is away from routing meanwhile
+
+
+def test_evil_versions_are_rejected_with_their_reason_and_the_old_one_serves_on(served: Served, tmp_path: Path) -> None:
+    registry = Registry(served.registry_path)
+    evil = publish(registry, seed=3, weights=system_call(tmp_path / "canary"))
+    generate(tmp_path / "registry.key", tmp_path / "registry.pub")
+    for version, key, reason in ((evil, None, "no safetensors file"), ("2", tmp_path / "registry.pub", "not signed")):
+        served.deploy(version, key=key)
+        wait_until(
+            lambda reason=reason: all(reason in (row["rejected"] or {"reason": ""})["reason"] for row in served.stats())
+        )
+        assert {row["model_version"] for row in served.stats()} == {"1"}
+        assert served.call().model_version == "1"
+    assert not (tmp_path / "canary").exists()
+    Registry(served.registry_path, signer=Signer.from_file(tmp_path / "registry.key")).sign("cnn_lstm", "2")
+    served.deploy("1")
+    wait_until(lambda: not any(row["rejected"] for row in served.stats()))  # Serve forgets a version it no longer wants
+    served.deploy("2", key=tmp_path / "registry.pub")
+    wait_until(lambda: {row["model_version"] for row in served.stats()} == {"2"})
+    served.deploy("1")
+    wait_until(lambda: {row["model_version"] for row in served.stats()} == {"1"})
+    wait_until(lambda: len(served.pids()) == 2)
 
 
 def test_a_killed_replica_is_replaced(served: Served) -> None:
