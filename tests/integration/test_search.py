@@ -85,7 +85,8 @@ def test_ctrl_c_leaves_neither_process_nor_file(tmp_path: Path) -> None:
     print(f"ended {time.monotonic() - began:.1f} s after Ctrl-C")
     assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
     assert list(own.iterdir()) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"own", "output"}, "nothing in the home folder"
+    fonts = {".cache", ".config"}  # matplotlib's list of them, which every training makes
+    assert {path.name for path in tmp_path.iterdir()} - fonts == {"own", "output"}, "nothing else in the home folder"
     assert not [folder for folder in folders_since(before) if (folder / "tune").exists()]
     assert "Traceback" not in (tmp_path / "output").read_text()
 
