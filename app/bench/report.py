@@ -137,8 +137,8 @@ def render(report: Report, samples: Sequence[Sample]) -> Group:
     latencies = Table("ms", *report.latency_ms, box=box.SIMPLE)
     latencies.add_row("latency", *map(_ms, report.latency_ms.values()))
     if report.late_ms is not None:
-        latencies.add_row("sent late by", *map(_ms, report.late_ms.values()))
-    latencies.add_row("window from bars", *map(_ms, report.window_ms.values()))
+        latencies.add_row("sent late", *map(_ms, report.late_ms.values()))
+    latencies.add_row("from bars", *map(_ms, report.window_ms.values()))
     failed = ", ".join(f"{code}: {count}" for code, count in sorted(report.errors.items())) or "none"
     served_by = ", ".join(f"{arm} {count}" for arm, count in sorted(report.served_by.items())) or "nobody"
     lines = (
@@ -171,4 +171,4 @@ def _bar(share: float) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"

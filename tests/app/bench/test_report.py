@@ -89,7 +89,7 @@ def test_the_last_line_is_the_verdict_and_errors_stand_above_it() -> None:
     assert lines[-1] == "Meets Requirements: False"
     assert any("failed: 503: 1" in line for line in lines)
     assert any("open loop, 50 requests/s due" in line for line in lines)
-    assert any(line.strip().startswith("sent late by") for line in lines)
+    assert any(line.strip().startswith("sent late ") for line in lines)
 
 
 def test_percentiles_reach_into_the_tail() -> None:
