@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -24,6 +25,7 @@ import httpx
 from serve_app.serve_config import SERVE_ENV
 
 _LOOPBACK = "127.0.0.1"
+_PORTS = range(20_000, 32_768)
 # What Ray reads when it is imported, the same for every local Ray and every driver of one.
 LOCAL_ENV = {
     **SERVE_ENV,
@@ -160,12 +162,22 @@ class LocalRay:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; all are held until the last is known, so that they differ."""
+    """Ports that nobody listens on now; all are held until the last is known, so that they differ.
+
+    Ray binds some of them seconds later. They are taken from between Ray's own worker ports and the range that the
+    kernel gives to outgoing connections, since any connection of those seconds could else have become one of them,
+    and a node whose agents find a port taken ends itself.
+    """
+    free: list[int] = []
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind((_LOOPBACK, 0))
-        return [listener.getsockname()[1] for listener in sockets]
+        for port in random.sample(_PORTS, len(_PORTS)):
+            listener = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                listener.bind((_LOOPBACK, port))
+                free.append(port)
+            if len(free) == count:
+                return free
+    raise LocalRayFailed(f"fewer than {count} ports from {_PORTS.start} to {_PORTS.stop - 1} are free")
 
 
 def _die_with_parent() -> None:
