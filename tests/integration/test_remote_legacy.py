@@ -218,8 +218,9 @@ def check_isolation(phases: dict[str, Phase]) -> None:
     for phase in phases.values():
         assert {(r.status_code, r.headers["X-Served-By"]) for r in phase.ray_serve.responses} == {(200, "ray_serve")}
         assert phase.ray_serve.percentile_ms(50) < 1.5 * healthy.percentile_ms(50) + 50
-        # The 99th of so few samples is the machine's worst moment; one call in ten waiting for the service shows here.
+        # The 99th of so few samples is the machine's worst moment: held to less than one whole wait for the service.
         assert phase.ray_serve.percentile_ms(90) < healthy.percentile_ms(90) + 250
+        assert phase.ray_serve.percentile_ms(99) < healthy.percentile_ms(99) + 450
 
 
 def check_errors(phases: dict[str, Phase]) -> None:
