@@ -1,0 +1,60 @@
+"""The way from a command to a running gateway: its address, and a token that it takes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from app import development
+from app.cli.terminal import fail
+from app.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.client import GatewayClient
+
+_DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def client_settings() -> Settings:
+    """The settings, with the development secret where no other is set and `make run` made one here."""
+    settings = load_settings()
+    if settings.jwt_secret is None and settings.jwt_secret_file is None and development.SECRET_FILE.exists():
+        return settings.with_overrides(jwt_secret_file=development.SECRET_FILE)
+    return settings
+
+
+def gateway_client(settings: Settings, url: str | None, token: str | None, scope: str) -> GatewayClient:
+    from app.client import GatewayClient
+
+    return GatewayClient(gateway_url(url), token_for(settings, token, "operator", scope))
+
+
+def gateway_url(url: str | None) -> str:
+    """The address given, that of the gateway which `make run` started here, or the default."""
+    if url is not None:
+        return url
+    return development.URL_FILE.read_text() if development.URL_FILE.exists() else _DEFAULT_URL
+
+
+def token_for(settings: Settings, token: str | None, subject: str, scope: str, lifetime_s: int = 60) -> str:
+    token = token or mint(settings, subject, scope, lifetime_s)
+    if not token.isascii():
+        fail("the token holds a character that no token has")
+    return token
+
+
+def mint(settings: Settings, subject: str, scope: str, lifetime_s: int = 86400) -> str:
+    from app.auth import mint_token
+
+    try:
+        return mint_token(
+            settings.signing_secret(),
+            subject=subject,
+            scopes=scope.split(),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            lifetime_s=lifetime_s,
+            now=time.time(),
+        )
+    except ValueError as error:
+        fail(str(error))

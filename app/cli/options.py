@@ -1,0 +1,13 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Url = Annotated[str | None, typer.Option("--url", help="Root of the gateway; default: the one `make run` started.")]
+Token = Annotated[str | None, typer.Option("--token", help="Bearer token; default: one made from the secret here.")]
+SignWith = Annotated[Path | None, typer.Option(help="Private key file to sign the version with.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

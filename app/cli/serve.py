@@ -1,0 +1,138 @@
+"""`sluice serve`: the gateway in the foreground, with a Ray of its own where that is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import IO, Annotated, Any
+
+import typer
+
+from app import development
+from app.cli.access import mint
+from app.cli.deploy import served_model
+from app.cli.registry import registry_of
+from app.cli.terminal import EX_CONFIG, err, fail, out
+from app.settings import Settings, load_settings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="Start a Ray on this machine and deploy there.")] = False,
+) -> None:
+    """Run the gateway in the foreground."""
+    overrides: dict[str, Any] = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    settings = load_settings()
+    if local and settings.jwt_secret is None and settings.jwt_secret_file is None:
+        overrides["jwt_secret_file"] = development.development_secret()
+    settings = settings.with_overrides(**overrides)
+    settings.signing_secret()
+    settings = settings.with_overrides(port=_require_free_port(settings.host, settings.port))
+    _require_model(settings)
+    _require_state(settings)
+    # Uvicorn drains on SIGTERM and then raises it once more; the end was asked for, so it is no fault.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if local:
+        _serve_local(settings)
+    else:
+        _run_gateway(settings)
+
+
+def _serve_local(settings: Settings) -> None:
+    """Ray as a child, the deployment put onto it while the gateway already serves; all of it ends together."""
+    from app.local_ray import LocalRay, LocalRayFailed
+    from serve_app.serve_config import ServedApplication, build_config
+
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    err.print("Starting Ray on this machine …")
+    ray = LocalRay(num_cpus=max(2, os.cpu_count() or 1))
+    try:
+        with ray, development.announced(url, ray), development.LOG_FILE.open("ab") as log:
+            os.environ.update(ray.environment)  # the bridge process inherits what it needs to join
+            err.print(f"Starting the gateway on {url}; its log is {development.LOG_FILE}")
+            application = ServedApplication(serves=served_model(settings, settings.model_version, settings.engine))
+            config = build_config(application)
+            development.BackgroundDeploy(
+                ray, config, gateway_url=url, say=err.print, on_ready=lambda: _invite(settings, url)
+            ).start()
+            _run_gateway(settings.with_overrides(ray_address=ray.address), log)
+    except LocalRayFailed as error:
+        fail(str(error))
+
+
+def _run_gateway(settings: Settings, log_stream: IO[bytes] | None = None) -> None:
+    import uvicorn
+
+    from app.main import create_app
+
+    uvicorn.run(
+        create_app(settings, log_stream=log_stream),
+        host=settings.host,
+        port=settings.port,
+        http="httptools",  # the strictest of uvicorn's two parsers about message framing
+        loop="uvloop",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,  # a desk that asks every ten seconds keeps its connection
+        timeout_graceful_shutdown=25,
+    )
+
+
+def _invite(settings: Settings, url: str) -> None:
+    """Print a token and a line to paste, from any folder."""
+    token = mint(settings, "developer", "predict ops")
+    body = development.example_request()
+    out.print(
+        f"\nSluice answers on {url}, from Ray Serve with legacy behind it. Ctrl-C ends all of it.", highlight=False
+    )
+    out.print(f"Token (scopes predict ops, 24 hours):\n\n{token}\n", soft_wrap=True, highlight=False)
+    out.print("The newest MSFT window of the shipped bars, as raw float32:\n")
+    out.print(
+        f"curl -sS {url}/ray-serve/predict -H 'Authorization: Bearer {token}' "
+        f"-H 'Content-Type: application/octet-stream' --data-binary '@{body}'\n",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _require_free_port(host: str, port: int) -> int:
+    """The port to listen on: the one asked for, or a free one for 0, so that it can be told before it listens."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            fail(f"cannot listen on {host}:{port}: {error.strerror}; another port: make run PORT={port + 1}", EX_CONFIG)
+        return int(probe.getsockname()[1])
+
+
+def _require_model(settings: Settings) -> None:
+    from serve_app.registry import RegistryError
+    from serve_app.signing import KeyRefused
+
+    if settings.legacy != "in_process" or settings.engine == "noop":
+        return
+    try:
+        registry_of(settings).load(settings.model, settings.model_version)
+    except KeyRefused as error:
+        fail(str(error), EX_CONFIG)
+    except RegistryError as error:
+        fail(f"no model to serve: {error}; `sluice registry list` shows what is in {settings.registry_path}", EX_CONFIG)
+
+
+def _require_state(settings: Settings) -> None:
+    from app.rollout.state import FileStore, Rollout, StateUnreadable
+
+    try:
+        asyncio.run(Rollout(FileStore(settings.state_dir), initial_fraction=settings.ray_serve_fraction).load())
+    except StateUnreadable as error:
+        fail(str(error), EX_CONFIG)
+    except OSError as error:
+        fail(f"cannot keep state in {settings.state_dir}: {error.strerror}", EX_CONFIG)

@@ -1,0 +1,36 @@
+"""`sluice deploy` as a process: what it would put onto a cluster, and what it refuses to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from serve_app.signing import generate
+from tests.app.cli.command import EX_CONFIG, MODELS, assert_one_plain_line, sluice
+
+
+def test_deploy_without_a_cluster_is_one_plain_line(tmp_path: Path) -> None:
+    environment = {"GATEWAY_RAY_DASHBOARD_URL": "http://127.0.0.1:9", "MODEL_REGISTRY_PATH": str(MODELS)}
+    assert_one_plain_line(sluice("deploy", cwd=tmp_path, **environment), 1, "Ray dashboard")
+
+
+def test_an_unknown_profile_is_refused_before_anything_is_put(tmp_path: Path) -> None:
+    result = sluice("deploy", "--profile", "yolo", cwd=tmp_path, MODEL_REGISTRY_PATH=str(MODELS))
+    assert_one_plain_line(result, EX_CONFIG, "profile")
+
+
+def test_a_deployed_alias_is_pinned_to_its_version(tmp_path: Path) -> None:
+    result = sluice("deploy", "--dry-run", cwd=tmp_path, MODEL_REGISTRY_PATH=str(MODELS))
+    (application,) = json.loads(result.stdout)["applications"]
+    assert application["deployments"][0]["user_config"]["version"].isdecimal()
+
+
+def test_replicas_get_the_key_the_device_and_their_share_of_it(tmp_path: Path) -> None:
+    generate(tmp_path / "registry.key", tmp_path / "registry.pub")
+    where = {"MODEL_REGISTRY_PATH": str(MODELS), "GATEWAY_REGISTRY_KEY_FILE": "registry.pub"}
+    words = ("deploy", "--dry-run", "--device", "cuda", "--size")
+    (application,) = json.loads(sluice(*words, "medium", cwd=tmp_path, **where).stdout)["applications"]
+    served = application["deployments"][0]["user_config"]
+    assert served["registry_key_path"] == str(tmp_path / "registry.pub")
+    assert (served["device"], served["gpu_share"]) == ("cuda", 0.5)
+    assert_one_plain_line(sluice(*words, "local", cwd=tmp_path, **where), EX_CONFIG, "no GPU share")

@@ -1,0 +1,51 @@
+"""`sluice serve` as a process: what it refuses to start with."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from app.cli.serve import _require_free_port
+from serve_app.signing import generate
+from tests.app.cli.command import EX_CONFIG, MODELS, SECRET, assert_one_plain_line, sluice
+
+
+def test_a_taken_port_is_one_line_that_names_another(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = sluice("serve", "--port", str(port), cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+    assert_one_plain_line(result, EX_CONFIG, str(port), f"PORT={port + 1}")
+
+
+def test_port_0_is_a_port_that_can_be_told() -> None:
+    assert _require_free_port("127.0.0.1", 0) > 0
+
+
+def test_a_missing_model_is_one_line_that_names_the_registry(tmp_path: Path) -> None:
+    result = sluice("serve", "--port", "0", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+    assert_one_plain_line(result, EX_CONFIG, "no model", "models")
+
+
+def test_a_damaged_state_file_is_one_line_that_names_it(tmp_path: Path) -> None:
+    state = tmp_path / ".run" / "state"
+    state.mkdir(parents=True)
+    (state / "rollout.json").write_text("{")
+    environment = {"GATEWAY_JWT_SECRET": SECRET, "MODEL_REGISTRY_PATH": str(MODELS)}
+    assert_one_plain_line(sluice("serve", "--port", "0", cwd=tmp_path, **environment), EX_CONFIG, "rollout.json")
+
+
+def test_a_weak_secret_is_refused_and_not_printed(tmp_path: Path) -> None:
+    result = sluice("serve", cwd=tmp_path, GATEWAY_JWT_SECRET="hunter2hunter2")
+    assert_one_plain_line(result, EX_CONFIG, "32 bytes")
+    assert "hunter2" not in result.stderr
+
+
+def test_an_unsigned_model_is_not_served_where_a_key_is_set(tmp_path: Path) -> None:
+    generate(tmp_path / "registry.key", tmp_path / "registry.pub")
+    where = {"MODEL_REGISTRY_PATH": str(MODELS), "GATEWAY_REGISTRY_KEY_FILE": "registry.pub"}
+    serving = sluice("serve", "--port", "0", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET, **where)
+    assert_one_plain_line(serving, EX_CONFIG, "is not signed")
+    where["GATEWAY_REGISTRY_KEY_FILE"] = "registry.key"
+    assert_one_plain_line(sluice("registry", "verify", cwd=tmp_path, **where), 1, "is a private key")
