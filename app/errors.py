@@ -1,4 +1,6 @@
-"""Every way in which the gateway refuses, and the one form of a refusal: RFC 9457 `application/problem+json`.
+"""Every way in which the gateway refuses, and how a refusal is said: RFC 9457 `application/problem+json`.
+
+Below `/v2` the Open Inference Protocol rules: `{"error": …}`, and input errors are 400 whatever their kind.
 
     GatewayError                                    500   a fault of ours that nobody foresaw
     ├── BadRequest            bad-request           400   the body or a header value cannot be parsed
@@ -31,6 +33,7 @@ from starlette.responses import Response
 from serve_app.contract import ServingError
 
 PROBLEM_JSON = "application/problem+json"
+OPEN_INFERENCE = "/v2"
 
 _OWN_TYPES = "urn:sluice:problem:"
 _IANA_TYPES = "https://iana.org/assignments/http-problem-types#"
@@ -234,7 +237,16 @@ def _pointer(fault: Any) -> str:
     return "".join(f"/{part}" for part in parts)[:100]
 
 
-def problem_response(error: BaseException, request_id: str) -> Response:
-    """The refusal of `error` as a response."""
+def problem_response(error: BaseException, path: str, request_id: str) -> Response:
+    """The refusal of `error` as a response, in the form of the protocol that is spoken at `path`."""
     problem = problem_of(error)
+    if path == OPEN_INFERENCE or path.startswith(OPEN_INFERENCE + "/"):
+        return _open_inference_response(problem)
     return Response(problem.body(request_id), problem.status, problem.headers, PROBLEM_JSON)
+
+
+def _open_inference_response(problem: Problem) -> Response:
+    """Open Inference Protocol v2, REST: an error object with one sentence; the request's id is in the headers."""
+    status = 400 if problem.status == InvalidInput.status else problem.status
+    body = orjson.dumps({"error": (problem.detail or problem.title)[:_MAX_DETAIL_CHARS]})
+    return Response(body, status, problem.headers, "application/json")

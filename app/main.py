@@ -235,7 +235,7 @@ def _write_once(path: Path, content: bytes) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    response = problem_response(error, Ledger.of(request.scope).request_id)
+    response = problem_response(error, request.scope["path"], Ledger.of(request.scope).request_id)
     if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
         # The framework names the methods of the first route of this path alone.
         response.headers["Allow"] = ", ".join(sorted(methods))

@@ -80,7 +80,7 @@ class Edge:
                 _LOGGER.exception("unhandled exception", extra={"request_id": ledger.request_id})
             if status:  # the head has left: only a cut connection can still say that this answer is not whole
                 raise
-            await problem_response(error, ledger.request_id)(scope, receive, stamp)
+            await problem_response(error, scope["path"], ledger.request_id)(scope, receive, stamp)
         finally:
             if hot_route is not None:
                 self._metrics.count_request(

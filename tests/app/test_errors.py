@@ -6,8 +6,8 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from app import errors
-from app.errors import BadRequest, ClientGone, GatewayError, InvalidInput, problem_of
-from serve_app.contract import ERRORS_BY_CODE, InvalidWindows, ServingError
+from app.errors import PROBLEM_JSON, BadRequest, ClientGone, GatewayError, InvalidInput, problem_of, problem_response
+from serve_app.contract import ERRORS_BY_CODE, InvalidWindows, Overloaded, ServingError
 
 MARK = "qx-marks-the-inside"
 
@@ -88,3 +88,25 @@ def test_members_extend_the_problem() -> None:
 
 def test_a_client_that_left_is_no_failure_of_ours() -> None:
     assert problem_of(ClientGone()).status == 499
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/models/cnn_lstm/infer", "/v2/none"])
+def test_the_open_inference_protocol_has_a_form_of_its_own(path: str) -> None:
+    response = problem_response(InvalidInput("x" * 100_000, members={"pointer": "/inputs"}), path, "id")
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/json"
+    assert json.loads(response.body) == {"error": "x" * 300}
+
+
+@pytest.mark.parametrize("path", ["/", "/v20", "/v2x/models", "/ray-serve/predict"])
+def test_everywhere_else_a_refusal_is_a_problem(path: str) -> None:
+    response = problem_response(InvalidInput("x"), path, "id")
+    assert (response.status_code, response.media_type) == (422, PROBLEM_JSON)
+
+
+def test_the_open_inference_protocol_keeps_status_and_headers_of_what_is_no_input_error() -> None:
+    response = problem_response(Overloaded(MARK), "/v2/models/cnn_lstm/infer", "id")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] in {"1", "2"}
+    assert MARK.encode() not in response.body
+    assert json.loads(response.body)["error"]
