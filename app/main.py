@@ -20,7 +20,9 @@ from starlette.routing import Match
 from app.api import ops, rollout
 from app.api.deps import Gateway
 from app.api.docs import add_docs
-from app.api.predict import HotRoute, Predict
+from app.api.hot import Dialect, HotPath, HotRoute
+from app.api.predict import NativeDialect
+from app.api.schemas import PREDICT_DOCUMENTATION, describe_predict
 from app.auth import Key, KeySet, TokenVerifier
 from app.backends.base import Backend
 from app.backends.in_process import InProcessBackend, RegistrySource
@@ -71,7 +73,7 @@ def create_app(
         clock=clock,
         wall_clock=wall_clock,
     )
-    hot_route = HotRoute("/ray-serve/predict", _predict(settings, gateway, sticky_key))
+    hot_routes = _hot_routes(settings, gateway, sticky_key)
     log = LineWriter(log_stream or sys.stderr.buffer)
     app = FastAPI(
         title="Sluice",
@@ -87,7 +89,7 @@ def create_app(
         exception_handlers=dict.fromkeys(REFUSALS, _refuse),
     )
     app.state.gateway = gateway
-    app.router.routes.append(hot_route)
+    app.router.routes.extend(hot_routes)
     for router in ROUTERS:
         app.include_router(router)
     if settings.docs:
@@ -97,7 +99,7 @@ def create_app(
     ).instrument(app)
     app.add_middleware(
         Edge,
-        hot_routes=[hot_route],
+        hot_routes=hot_routes,
         metrics=gateway.metrics,
         clock=clock,
         access_log=log if settings.access_log else None,
@@ -133,18 +135,25 @@ def _wire(
     )
 
 
-def _predict(settings: Settings, gateway: Gateway, sticky_key: bytes) -> Predict:
-    return Predict(
-        verifier=gateway.verifier,
-        limiter=SlidingWindowLimiter(Counters(gateway.clock), limit=settings.rate_limit),
-        dispatcher=gateway.dispatcher,
-        metrics=gateway.metrics,
-        sticky_key=sticky_key,
-        max_body_bytes=settings.max_body_bytes,
-        max_timeout_ms=settings.max_timeout_ms,
-        route_key_subjects=settings.route_key_subjects,
-        clock=gateway.clock,
-    )
+def _hot_routes(settings: Settings, gateway: Gateway, sticky_key: bytes) -> list[HotRoute]:
+    """The routes that answer predictions: one path behind all of them, and one quota."""
+    limiter = SlidingWindowLimiter(Counters(gateway.clock), limit=settings.rate_limit)
+
+    def path(dialect: Dialect) -> HotPath:
+        return HotPath(
+            dialect,
+            verifier=gateway.verifier,
+            limiter=limiter,
+            dispatcher=gateway.dispatcher,
+            metrics=gateway.metrics,
+            sticky_key=sticky_key,
+            max_timeout_ms=settings.max_timeout_ms,
+            route_key_subjects=settings.route_key_subjects,
+            clock=gateway.clock,
+        )
+
+    native = path(NativeDialect(settings.max_body_bytes))
+    return [HotRoute("/ray-serve/predict", native, describe_predict, PREDICT_DOCUMENTATION)]
 
 
 def _lifespan(

@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[1]
 
 BREACHES = {
     "the model side imports the gateway": ("serve_app/engine.py", "import app.errors"),
-    "the request path imports torch": ("app/api/predict.py", "import torch"),
+    "the request path imports torch": ("app/api/hot.py", "import torch"),
     "the gateway's side of the bridge imports ray": ("app/backends/ray_serve.py", "import ray"),
     "the model imports ray": ("serve_app/model.py", "from ray import serve"),
-    "a route verifies tokens by itself": ("app/api/predict.py", "from jose import jwt"),
-    "a backend imports the routes": ("app/backends/coalesce.py", "import app.api.predict"),
-    "the routes import the engine": ("app/api/predict.py", "import serve_app.engine"),
+    "a route verifies tokens by itself": ("app/api/hot.py", "from jose import jwt"),
+    "a backend imports the routes": ("app/backends/coalesce.py", "import app.api.hot"),
+    "the routes import the engine": ("app/api/hot.py", "import serve_app.engine"),
     "the routes open the registry": ("app/api/ops.py", "import serve_app.registry"),
 }
 

@@ -1,195 +1,41 @@
-"""`POST /ray-serve/predict`: the hot route, plain ASGI inside the FastAPI application.
-
-The order is the route's defence: the token before the body, the body counted while it arrives, every window checked
-before any is counted against the caller's quota, and the quota before the model.
-"""
+"""`POST /ray-serve/predict` speaks the native protocol: windows as JSON or raw float32, the answer as JSON."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
 
-from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from app.api.bodies import read_body
-from app.api.codec import WindowBatch, decode_float32, decode_json, encode_answer
-from app.api.deps import authenticate, require_scope
-from app.api.schemas import PREDICT_DOCUMENTATION, describe_predict
-from app.auth import Principal, TokenVerifier
-from app.backends.base import Call
-from app.errors import BadRequest, ClientGone, Forbidden, RateLimited, UnsupportedBody, problem_of
+from app.api.codec import decode_float32, decode_json, encode_answer
+from app.api.hot import Asked, Headers
+from app.errors import BadRequest, UnsupportedBody
 from app.observability.ledger import Ledger
-from app.observability.metrics import Metrics
-from app.rate_limit import Allowance, RateLimiter
-from app.rollout.choice import hash_principal
-from app.rollout.dispatch import CANARY, STABLE, Dispatcher, Served
-from serve_app.contract import DeadlineExceeded
+from app.rollout.dispatch import Served
 
-_LOGGER = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-
-_HEADERS = frozenset(
-    {
-        b"content-type",
-        b"content-length",
-        b"content-encoding",
-        b"x-request-timeout-ms",
-        b"x-request-id",
-        b"x-route-to",
-        b"x-route-key",
-        b"traceparent",
-    }
-)
-_DIGITS = re.compile(rb"[0-9]{1,6}")
-_CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
-_ROUTE_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
-_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, section 3.2.2
-_BACKENDS = {CANARY.encode(): CANARY, STABLE.encode(): STABLE}
-
-# Backends end a call at its deadline; this much later the gateway does it for one that did not.
-_DEADLINE_GRACE_S = 0.02
+_JSON = ((b"content-type", b"application/json"),)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What the request's headers ask for.
-
-    Attributes:
-        deadline: Seconds on the monotonic clock.
-        client_request_id: The caller's own id of the request, where it has a harmless form.
-        route_to: Backend to use whatever the share is.
-        route_key: What keeps the caller on one arm instead of its subject.
-        trace: W3C traceparent.
-    """
-
-    deadline: float
-    client_request_id: str | None
-    route_to: str | None
-    route_key: str | None
-    trace: str | None
-
-
-class Reply(NamedTuple):
-    """An answer ready to be sent, and what it says of whom for the books."""
-
-    body: bytes
-    headers: list[tuple[bytes, bytes]]
-    served: Served
-    n_windows: int
-
-
-class Predict:
-    """The route as an ASGI application.
+class NativeDialect:
+    """The protocol of `/ray-serve/predict`.
 
     Args:
-        verifier: Tells who asks.
-        limiter: Counts windows per account.
-        dispatcher: Sends the call to its arm.
-        metrics: Counts what came of it.
-        sticky_key: Key of the hash under which the caller is known behind the edge.
         max_body_bytes: Largest body.
-        max_timeout_ms: Longest deadline, and the default.
-        route_key_subjects: Who may choose a route key.
-        clock: Monotonic seconds.
     """
 
-    def __init__(
-        self,
-        *,
-        verifier: TokenVerifier,
-        limiter: RateLimiter,
-        dispatcher: Dispatcher,
-        metrics: Metrics,
-        sticky_key: bytes,
-        max_body_bytes: int,
-        max_timeout_ms: int,
-        route_key_subjects: frozenset[str],
-        clock: Callable[[], float],
-    ) -> None:
-        self._verifier = verifier
-        self._limiter = limiter
-        self._dispatcher = dispatcher
-        self._metrics = metrics
-        self._sticky_key = sticky_key
+    headers: frozenset[bytes] = frozenset()
+
+    def __init__(self, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
-        self._max_timeout_ms = max_timeout_ms
-        self._route_key_subjects = route_key_subjects
-        self._clock = clock
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ledger = Ledger.of(scope)
-        try:
-            reply = await self._answer(scope, receive, ledger)
-        except Exception as error:
-            self._record_refusal(error, ledger)
-            raise
-        seconds = ledger.total_ms() / 1e3
-        await send({"type": "http.response.start", "status": 200, "headers": reply.headers})
-        await send({"type": "http.response.body", "body": reply.body})
-        self._record_answer(reply, ledger, seconds)  # the caller need not wait for our bookkeeping
-
-    async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> Reply:
-        principal = authenticate(self._verifier, scope)
-        require_scope(principal, "predict")
-        ledger.close_stage("auth")
-        headers = single_headers(scope)
-        wish = self._read_wish(headers, principal, ledger)
-        account = hash_principal(self._sticky_key, principal.account)
-        ledger.facts["principal"] = account
-        try:
-            async with asyncio.timeout(wish.deadline - self._clock() + _DEADLINE_GRACE_S):
-                batch = await self._read_batch(scope, headers, receive)
-                ledger.close_stage("decode")
-                allowance = await self._spend(account, len(batch.windows))
-                ledger.close_stage("limit")
-                served = await while_connected(receive, self._predict(batch, wish, account, principal, ledger))
-        except TimeoutError:
-            raise DeadlineExceeded from None
-        ledger.close_call(served.answer.stages_ms)
-        body = encode_answer(served, batch.options, ledger, wish.client_request_id)
-        ledger.close_stage("encode")
-        return Reply(body, _answer_headers(body, served, allowance, ledger), served, len(batch.windows))
-
-    def _read_wish(self, headers: dict[bytes, bytes], principal: Principal, ledger: Ledger) -> Wish:
-        timeout_ms = self._max_timeout_ms
-        if (text := headers.get(b"x-request-timeout-ms")) is not None:
-            timeout_ms = int(text) if _DIGITS.fullmatch(text) else 0
-            if not 1 <= timeout_ms <= self._max_timeout_ms:
-                raise BadRequest(f"X-Request-Timeout-Ms must be an integer from 1 to {self._max_timeout_ms}")
-        client_request_id = _matching(_CLIENT_REQUEST_ID, headers.get(b"x-request-id"))
-        if client_request_id is not None:
-            ledger.facts["client_request_id"] = client_request_id
-        return Wish(
-            deadline=ledger.started_at + timeout_ms / 1e3,
-            client_request_id=client_request_id,
-            route_to=_route_to(headers.get(b"x-route-to"), principal),
-            route_key=self._route_key(headers.get(b"x-route-key"), principal),
-            trace=_matching(_TRACE, headers.get(b"traceparent")),
-        )
-
-    def _route_key(self, text: bytes | None, principal: Principal) -> str | None:
-        if text is None:
-            return None
-        if principal.subject not in self._route_key_subjects:
-            raise Forbidden("this principal may not choose a route key")
-        key = _matching(_ROUTE_KEY, text)
-        if key is None:
-            raise BadRequest("X-Route-Key must have 1 to 255 visible ASCII characters")
-        return key
-
-    async def _read_batch(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> WindowBatch:
+    async def read(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> Asked:
+        """Read windows as JSON, or as raw float32 with the flags in the query."""
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedBody("bodies must come uncompressed here", headers={"Accept-Encoding": "identity"})
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         query: bytes = scope["query_string"]
         if kind == b"application/octet-stream":
-            return decode_float32(await read_body(receive, headers.get(b"content-length"), self._max_body_bytes), query)
+            return Asked(*decode_float32(await self._read_body(headers, receive), query))
         if kind != b"application/json":
             raise UnsupportedBody(
                 "Content-Type must be application/json or application/octet-stream",
@@ -197,124 +43,13 @@ class Predict:
             )
         if query:
             raise BadRequest("with a JSON body the flags are fields of the body, not of the query")
-        return decode_json(await read_body(receive, headers.get(b"content-length"), self._max_body_bytes))
+        return Asked(*decode_json(await self._read_body(headers, receive)))
 
-    async def _spend(self, account: str, windows: int) -> Allowance:
-        allowance = await self._limiter.spend(account, windows)
-        if allowance.admitted:
-            return allowance
-        raise RateLimited(
-            f"{allowance.limit} windows per {allowance.window_s} seconds are your limit",
-            headers={**allowance.headers(), "Retry-After": str(allowance.reset_s)},
-            members={"violated-policies": [allowance.policy]},
-        )
+    def write(
+        self, asked: Asked, served: Served, ledger: Ledger, client_request_id: str | None
+    ) -> tuple[bytes, Headers]:
+        """The answer as JSON."""
+        return encode_answer(served, asked.options, ledger, client_request_id), _JSON
 
-    async def _predict(
-        self, batch: WindowBatch, wish: Wish, account: str, principal: Principal, ledger: Ledger
-    ) -> Served:
-        call = Call(
-            windows=batch.windows,
-            options=batch.options,
-            deadline=wish.deadline,
-            request_id=ledger.request_id,
-            principal=account,
-            trace=wish.trace,
-        )
-        return await self._dispatcher.predict(call, subject=wish.route_key or principal.account, route_to=wish.route_to)
-
-    def _record_answer(self, reply: Reply, ledger: Ledger, seconds: float) -> None:
-        served = reply.served
-        version = served.answer.prediction.model_version or "unknown"
-        ledger.facts.update(windows=reply.n_windows, arm=served.arm.backend, model_version=version)
-        if served.fallback:
-            ledger.facts["fallback"] = served.fallback
-        self._metrics.count_prediction(
-            version=version,
-            arm=served.arm.backend,
-            fallback=served.fallback,
-            windows=reply.n_windows,
-            seconds=seconds,
-            stages_ms=ledger.stages_ms,
-        )
-
-    def _record_refusal(self, error: Exception, ledger: Ledger) -> None:
-        problem = problem_of(error)
-        ledger.facts["error"] = problem.code
-        self._metrics.count_refusal(problem.code)
-        if problem.status == 502:
-            _LOGGER.warning("%s: %s", problem.code, error, extra={"request_id": ledger.request_id})
-
-
-class HotRoute(APIRoute):
-    """A route that FastAPI documents and an ASGI application answers, without FastAPI's own parsing in between."""
-
-    def __init__(self, path: str, endpoint: Predict) -> None:
-        super().__init__(path, describe_predict, methods=["POST"], **PREDICT_DOCUMENTATION)
-        self.app = endpoint
-
-
-def single_headers(scope: Scope) -> dict[bytes, bytes]:
-    """The headers that this route reads, by lower-case name. Raises `BadRequest` when one comes twice."""
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name in _HEADERS:
-            if name in found:
-                raise BadRequest("a header that must be single is given twice")
-            found[name] = value
-    return found
-
-
-async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
-    """Await `work` in this very task, and cancel it as soon as the client leaves.
-
-    Args:
-        receive: Of a request whose body has been read; all that can still come is the disconnect.
-        work: What the client waits for.
-
-    Raises:
-        ClientGone: The client left first.
-    """
-    task = asyncio.current_task()
-    assert task is not None, "a request is always a task"
-    watch = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.done() and not watch.cancelled():
-            task.uncancel()
-            raise ClientGone from None
-        raise
-    finally:
-        watch.cancel()
-
-
-async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    task.cancel()
-
-
-def _route_to(text: bytes | None, principal: Principal) -> str | None:
-    if text is None:
-        return None
-    require_scope(principal, "ops")
-    if text not in _BACKENDS:
-        raise BadRequest("X-Route-To must be one of " + ", ".join(_BACKENDS.values()))
-    return _BACKENDS[text]
-
-
-def _matching(pattern: re.Pattern[bytes], text: bytes | None) -> str | None:
-    return text.decode("ascii") if text is not None and pattern.fullmatch(text) else None
-
-
-def _answer_headers(body: bytes, served: Served, allowance: Allowance, ledger: Ledger) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-served-by", served.arm.backend.encode()),
-        (b"server-timing", ledger.server_timing().encode()),
-        *((name.lower().encode(), value.encode()) for name, value in allowance.headers().items()),
-    ]
-    if served.fallback:
-        headers.append((b"x-fallback", served.fallback.encode()))
-    return headers
+    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        return await read_body(receive, headers.get(b"content-length"), self._max_body_bytes)

@@ -65,7 +65,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 request_id = (b"x-request-id", ledger.request_id.encode())
-                message["headers"] = [*message.get("headers", ()), *_COMMON_HEADERS, request_id]
+                timing = (b"server-timing", ledger.server_timing().encode())
+                message["headers"] = [*message.get("headers", ()), *_COMMON_HEADERS, request_id, timing]
             await send(message)
 
         hot_route = self._hot_routes.get((scope["method"], scope["path"]))

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.predict import while_connected
+from app.api.hot import while_connected
 from app.errors import PROBLEM_JSON, ClientGone
 from app.rollout.choice import hash_principal
 from serve_app.contract import (

@@ -1,0 +1,363 @@
+"""The hot path: one prediction request from its bytes to its answer's, the same for every protocol.
+
+    token ─ headers ─ body ─ `Dialect.read` ─ rate limit ─ rollout and backend ─ `Dialect.write`
+
+The order is the path's defence: the token before the body, the body counted while it arrives, every window checked
+before any is counted against the caller's quota, and the quota before the model. A hot route is plain ASGI inside
+the FastAPI application, which documents it; the protocol that it speaks is its `Dialect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
+
+from app.api.deps import authenticate, require_scope
+from app.auth import Principal, TokenVerifier
+from app.backends.base import Call
+from app.errors import BadRequest, ClientGone, Forbidden, RateLimited, problem_of
+from app.observability.ledger import Ledger
+from app.observability.metrics import Metrics
+from app.rate_limit import Allowance, RateLimiter
+from app.rollout.choice import hash_principal
+from app.rollout.dispatch import CANARY, STABLE, Dispatcher, Served
+from serve_app.contract import DeadlineExceeded, FloatArray, Options
+
+_LOGGER = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+# What the path itself reads of a request's headers; a dialect adds its own.
+_HEADERS = frozenset(
+    {
+        b"content-type",
+        b"content-length",
+        b"content-encoding",
+        b"x-request-timeout-ms",
+        b"x-request-id",
+        b"x-route-to",
+        b"x-route-key",
+        b"traceparent",
+    }
+)
+_DIGITS = re.compile(rb"[0-9]{1,6}")
+_CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_ROUTE_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, section 3.2.2
+_BACKENDS = {CANARY.encode(): CANARY, STABLE.encode(): STABLE}
+
+# Backends end a call at its deadline; this much later the gateway does it for one that did not.
+_DEADLINE_GRACE_S = 0.02
+
+
+class Asked(NamedTuple):
+    """What a body asks for.
+
+    Attributes:
+        windows: float32[B, F, T], checked by `as_windows`.
+        options: What to answer beside the prediction.
+        version: Model version asked for, None for whichever is served.
+        timeout_ms: A deadline in the body; it and the header's both count.
+        detail: What only the dialect needs again, to write the answer.
+    """
+
+    windows: FloatArray
+    options: Options
+    version: str | None = None
+    timeout_ms: int | None = None
+    detail: Any = None
+
+
+class Dialect(Protocol):
+    """How one protocol writes down windows and predictions.
+
+    Attributes:
+        headers: Names of the headers, lower case, that it reads beside the path's own.
+    """
+
+    headers: frozenset[bytes]
+
+    async def read(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> Asked:
+        """Read and check the request's body.
+
+        Args:
+            scope: For path and query.
+            headers: Each at most once, by lower-case name.
+            receive: For the body, of which nothing has been read.
+
+        Raises:
+            GatewayError, ServingError: The body is not what it must be.
+        """
+
+    def write(
+        self, asked: Asked, served: Served, ledger: Ledger, client_request_id: str | None
+    ) -> tuple[bytes, Headers]:
+        """The answer's body, and the headers that describe it but for its length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the request's headers ask for.
+
+    Attributes:
+        deadline: Seconds on the monotonic clock.
+        client_request_id: The caller's own id of the request, where it has a harmless form.
+        route_to: Backend to use whatever the share is.
+        route_key: What keeps the caller on one arm instead of its subject.
+        trace: W3C traceparent.
+    """
+
+    deadline: float
+    client_request_id: str | None
+    route_to: str | None
+    route_key: str | None
+    trace: str | None
+
+
+class Reply(NamedTuple):
+    """An answer ready to be sent, and what it says of whom for the books."""
+
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    served: Served
+    n_windows: int
+
+
+class HotPath:
+    """The path of one protocol, as an ASGI application.
+
+    Args:
+        dialect: The protocol.
+        verifier: Tells who asks.
+        limiter: Counts windows per account.
+        dispatcher: Sends the call to its arm.
+        metrics: Counts what came of it.
+        sticky_key: Key of the hash under which the caller is known behind the edge.
+        max_timeout_ms: Longest deadline, and the default.
+        route_key_subjects: Who may choose a route key.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        *,
+        verifier: TokenVerifier,
+        limiter: RateLimiter,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        sticky_key: bytes,
+        max_timeout_ms: int,
+        route_key_subjects: frozenset[str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._dialect = dialect
+        self._header_names = _HEADERS | dialect.headers
+        self._verifier = verifier
+        self._limiter = limiter
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._sticky_key = sticky_key
+        self._max_timeout_ms = max_timeout_ms
+        self._route_key_subjects = route_key_subjects
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ledger = Ledger.of(scope)
+        try:
+            reply = await self._answer(scope, receive, ledger)
+        except Exception as error:
+            self._record_refusal(error, ledger)
+            raise
+        seconds = ledger.total_ms() / 1e3
+        await send({"type": "http.response.start", "status": 200, "headers": reply.headers})
+        await send({"type": "http.response.body", "body": reply.body})
+        self._record_answer(reply, ledger, seconds)  # the caller need not wait for our bookkeeping
+
+    async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> Reply:
+        principal = authenticate(self._verifier, scope)
+        require_scope(principal, "predict")
+        ledger.close_stage("auth")
+        headers = single_headers(scope, self._header_names)
+        wish = self._read_wish(headers, principal, ledger)
+        account = hash_principal(self._sticky_key, principal.account)
+        ledger.facts["principal"] = account
+        try:
+            async with asyncio.timeout(wish.deadline - self._clock() + _DEADLINE_GRACE_S):
+                asked = await self._dialect.read(scope, headers, receive)
+                ledger.close_stage("decode")
+                allowance = await self._spend(account, len(asked.windows))
+                ledger.close_stage("limit")
+                served = await while_connected(receive, self._predict(asked, wish, account, principal, ledger))
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        ledger.close_call(served.answer.stages_ms)
+        body, described = self._dialect.write(asked, served, ledger, wish.client_request_id)
+        ledger.close_stage("encode")
+        return Reply(body, _answer_headers(body, described, served, allowance), served, len(asked.windows))
+
+    def _read_wish(self, headers: Mapping[bytes, bytes], principal: Principal, ledger: Ledger) -> Wish:
+        timeout_ms = self._max_timeout_ms
+        if (text := headers.get(b"x-request-timeout-ms")) is not None:
+            timeout_ms = int(text) if _DIGITS.fullmatch(text) else 0
+            if not 1 <= timeout_ms <= self._max_timeout_ms:
+                raise BadRequest(f"X-Request-Timeout-Ms must be an integer from 1 to {self._max_timeout_ms}")
+        client_request_id = _matching(_CLIENT_REQUEST_ID, headers.get(b"x-request-id"))
+        if client_request_id is not None:
+            ledger.facts["client_request_id"] = client_request_id
+        return Wish(
+            deadline=ledger.started_at + timeout_ms / 1e3,
+            client_request_id=client_request_id,
+            route_to=_route_to(headers.get(b"x-route-to"), principal),
+            route_key=self._route_key(headers.get(b"x-route-key"), principal),
+            trace=_matching(_TRACE, headers.get(b"traceparent")),
+        )
+
+    def _route_key(self, text: bytes | None, principal: Principal) -> str | None:
+        if text is None:
+            return None
+        if principal.subject not in self._route_key_subjects:
+            raise Forbidden("this principal may not choose a route key")
+        key = _matching(_ROUTE_KEY, text)
+        if key is None:
+            raise BadRequest("X-Route-Key must have 1 to 255 visible ASCII characters")
+        return key
+
+    async def _spend(self, account: str, windows: int) -> Allowance:
+        allowance = await self._limiter.spend(account, windows)
+        if allowance.admitted:
+            return allowance
+        raise RateLimited(
+            f"{allowance.limit} windows per {allowance.window_s} seconds are your limit",
+            headers={**allowance.headers(), "Retry-After": str(allowance.reset_s)},
+            members={"violated-policies": [allowance.policy]},
+        )
+
+    async def _predict(self, asked: Asked, wish: Wish, account: str, principal: Principal, ledger: Ledger) -> Served:
+        deadline = wish.deadline
+        if asked.timeout_ms is not None:
+            deadline = min(deadline, ledger.started_at + asked.timeout_ms / 1e3)
+        call = Call(
+            windows=asked.windows,
+            options=asked.options,
+            deadline=deadline,
+            request_id=ledger.request_id,
+            principal=account,
+            version=asked.version,
+            trace=wish.trace,
+        )
+        return await self._dispatcher.predict(call, subject=wish.route_key or principal.account, route_to=wish.route_to)
+
+    def _record_answer(self, reply: Reply, ledger: Ledger, seconds: float) -> None:
+        served = reply.served
+        version = served.answer.prediction.model_version or "unknown"
+        ledger.facts.update(windows=reply.n_windows, arm=served.arm.backend, model_version=version)
+        if served.fallback:
+            ledger.facts["fallback"] = served.fallback
+        self._metrics.count_prediction(
+            version=version,
+            arm=served.arm.backend,
+            fallback=served.fallback,
+            windows=reply.n_windows,
+            seconds=seconds,
+            stages_ms=ledger.stages_ms,
+        )
+
+    def _record_refusal(self, error: Exception, ledger: Ledger) -> None:
+        problem = problem_of(error)
+        ledger.facts["error"] = problem.code
+        self._metrics.count_refusal(problem.code)
+        if problem.status == 502:
+            _LOGGER.warning("%s: %s", problem.code, error, extra={"request_id": ledger.request_id})
+
+
+class HotRoute(APIRoute):
+    """A route that FastAPI documents and a `HotPath` answers, without FastAPI's own parsing in between.
+
+    Args:
+        path: Of the route; one without parameters is found without a walk through the routes.
+        hot_path: Answers it.
+        describe: A function whose signature and docstring say what OpenAPI shows.
+        documentation: Further arguments of `APIRoute`.
+    """
+
+    def __init__(
+        self, path: str, hot_path: HotPath, describe: Callable[..., Any], documentation: Mapping[str, Any]
+    ) -> None:
+        super().__init__(path, describe, methods=["POST"], **documentation)
+        self.app = hot_path
+
+
+def single_headers(scope: Scope, names: frozenset[bytes]) -> dict[bytes, bytes]:
+    """The headers of these names, by lower-case name. Raises `BadRequest` when one comes twice."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in names:
+            if name in found:
+                raise BadRequest("a header that must be single is given twice")
+            found[name] = value
+    return found
+
+
+async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
+    """Await `work` in this very task, and cancel it as soon as the client leaves.
+
+    Args:
+        receive: Of a request whose body has been read; all that can still come is the disconnect.
+        work: What the client waits for.
+
+    Raises:
+        ClientGone: The client left first.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "a request is always a task"
+    watch = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if watch.done() and not watch.cancelled():
+            task.uncancel()
+            raise ClientGone from None
+        raise
+    finally:
+        watch.cancel()
+
+
+async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    task.cancel()
+
+
+def _route_to(text: bytes | None, principal: Principal) -> str | None:
+    if text is None:
+        return None
+    require_scope(principal, "ops")
+    if text not in _BACKENDS:
+        raise BadRequest("X-Route-To must be one of " + ", ".join(_BACKENDS.values()))
+    return _BACKENDS[text]
+
+
+def _matching(pattern: re.Pattern[bytes], text: bytes | None) -> str | None:
+    return text.decode("ascii") if text is not None and pattern.fullmatch(text) else None
+
+
+def _answer_headers(body: bytes, described: Headers, served: Served, allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    headers = [
+        *described,
+        (b"content-length", str(len(body)).encode()),
+        (b"x-served-by", served.arm.backend.encode()),
+        *((name.lower().encode(), value.encode()) for name, value in allowance.headers().items()),
+    ]
+    if served.fallback:
+        headers.append((b"x-fallback", served.fallback.encode()))
+    return headers
