@@ -39,7 +39,7 @@ class Call:
             only a remaining budget may travel.
         request_id: The id the gateway gave the request.
         principal: Keyed hash of who asked, 16 hex digits; never the subject itself.
-        version: The arm's model version, None for the backend's default.
+        version: The model version that must answer, None for the backend's default.
         trace: W3C `traceparent` of the request, or None.
     """
 
@@ -74,11 +74,13 @@ class BackendStatus:
         ready: True when a call is expected to be answered.
         reason: `ok` or a code from the closed set of `serve_app.contract` and the backend's own states.
         detail: Figures for `/stats`; JSON-ready, no secrets, no paths.
+        versions: Model versions that answer calls which name them; None while that is not known.
     """
 
     ready: bool
     reason: str = "ok"
     detail: dict[str, Any] = field(default_factory=dict)
+    versions: frozenset[str] | None = frozenset()
 
 
 class Backend(Protocol):

@@ -89,7 +89,9 @@ class FakeBackend:
         return Answer(prediction, {"queue": 0.0, "transport": 0.0, "batch": 0.0, "model": 0.0})
 
     def status(self) -> BackendStatus:
-        return BackendStatus(self.ready, "ok" if self.ready else "not-ready")
+        if not self.ready:
+            return BackendStatus(False, "not-ready", versions=None)
+        return BackendStatus(True, versions=frozenset({self.version}))
 
     async def stats(self) -> dict[str, Any]:
         return {"calls": len(self.calls), "replicas": self.replicas}

@@ -203,7 +203,8 @@ class InProcessBackend:
             return await self._coalescer.predict(call)
 
     def status(self) -> BackendStatus:
-        return BackendStatus(self._default is not None, self._reason, self._describe())
+        versions = None if self._default is None else frozenset(self._cache.versions)
+        return BackendStatus(self._default is not None, self._reason, self._describe(), versions)
 
     async def stats(self) -> dict[str, Any]:
         return {**self._describe(), "gateway": self._coalescer.stats()}

@@ -97,6 +97,7 @@ class RayServeBackend:
         self._environment = dict(environment or {})
         self._clock = clock
         self._coalescers: dict[str, Coalescer] = {}
+        self._served: dict[str, str | None] = {}  # by application, the version that its last answer came from
         self._bridge: BridgeProcess | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._starts = 0
@@ -123,7 +124,7 @@ class RayServeBackend:
         detail: dict[str, Any] = {"starts": self._starts, "bridge": None, "apps": {}}
         if self._bridge is not None:
             detail |= {"bridge": self._bridge.state, "pid": self._bridge.pid, "apps": self._bridge.apps}
-        return BackendStatus(reason == "ok", reason, detail)
+        return BackendStatus(reason == "ok", reason, detail, self._versions())
 
     async def stats(self) -> dict[str, Any]:
         """What replicas and coalescers count.
@@ -153,7 +154,20 @@ class RayServeBackend:
         return {self._app_name: {"replicas": [], "missing": missing}}
 
     def _app(self, version: str | None) -> str:
-        return self._app_name if version is None else f"{self._app_name}-{version}"
+        """The application that serves the version: the default one where it does, else the version's own."""
+        if version is None or version == self._served.get(self._app_name):
+            return self._app_name
+        return f"{self._app_name}-{version}"
+
+    def _versions(self) -> frozenset[str] | None:
+        """Versions that applications serve now; not known before the default one's first answer."""
+        if self._obstacle(self._app_name) != "ok" or self._bridge is None or self._app_name not in self._served:
+            return None
+        prefix = f"{self._app_name}-"
+        own = {app.removeprefix(prefix) for app in self._bridge.apps if app.startswith(prefix)}
+        ready = {version for version in own if self._obstacle(prefix + version) == "ok"}
+        default = self._served[self._app_name]
+        return frozenset(ready if default is None else ready | {default})
 
     def _obstacle(self, app: str) -> str:
         """What keeps the application from answering now: `ok` or a key of `_OBSTACLES`."""
@@ -179,7 +193,9 @@ class RayServeBackend:
     async def _send(self, app: str, group: Group) -> Prediction:
         if self._bridge is None:
             raise NotReady(_OBSTACLES["no-bridge"])
-        return await self._bridge.predict(app, group)
+        prediction = await self._bridge.predict(app, group)
+        self._served[app] = prediction.model_version
+        return prediction
 
     async def _supervise(self) -> None:
         backoff_s = FIRST_BACKOFF_S

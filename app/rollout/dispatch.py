@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from app.backends.base import Answer, Arm, Backend, Call
 from app.rollout.choice import hash_principal, is_canary
-from serve_app.contract import InvalidWindows, ModelNotFound, NotReady, Overloaded, ServingError
+from serve_app.contract import InvalidWindows, ModelNotFound, NotReady, Overloaded, ServingError, Unavailable
 
 CANARY = "ray_serve"
 STABLE = "legacy"
@@ -63,16 +63,17 @@ class Dispatcher:
         """Answer the call from the arm that its caller belongs to.
 
         Args:
-            call: Validated windows and their deadline.
+            call: Validated windows and their deadline; a version that it names answers, or none does.
             subject: What keeps the caller on one side: its principal, or the route key it may give.
             route_to: Name of the backend to use whatever the share is; no fallback then.
 
         Raises:
+            ModelNotFound: No arm serves the version that the call names.
             ServingError: What the arm, and the fallback where one was tried, could not make good.
         """
-        backend = route_to or self._choose(subject)
-        fallback = STABLE if backend == CANARY and route_to is None and STABLE in self._backends else None
-        if fallback is None:
+        arms = (route_to,) if route_to else self._serving(call.version)
+        backend = self._choose(subject, arms)
+        if backend != CANARY or STABLE not in arms:
             return Served(await self._ask(backend, call), Arm(backend, call.version))
         now = self._clock()
         canary_call = replace(call, deadline=now + _CANARY_BUDGET * (call.deadline - now))
@@ -81,13 +82,27 @@ class Dispatcher:
         except _FINAL:
             raise
         except ServingError as error:
-            # A version names a candidate on Ray Serve; legacy always answers with its own.
-            answer = await self._ask(fallback, replace(call, version=None))
-            return Served(answer, Arm(fallback), fallback=error.code)
+            return Served(await self._ask(STABLE, call), Arm(STABLE, call.version), fallback=error.code)
 
-    def _choose(self, subject: str) -> str:
-        if len(self._backends) == 1:
-            return next(iter(self._backends))
+    def versions(self) -> list[str]:
+        """Model versions that some arm serves now, sorted."""
+        served = (backend.status().versions or () for backend in self._backends.values())
+        return sorted(set().union(*served))
+
+    def _serving(self, version: str | None) -> Collection[str]:
+        """Names of the arms that can answer with this version; whoever names none takes any."""
+        if version is None:
+            return self._backends
+        served = {name: backend.status().versions for name, backend in self._backends.items()}
+        if arms := [name for name, versions in served.items() if versions is not None and version in versions]:
+            return arms
+        if None in served.values():
+            raise NotReady("not every arm is ready, and none of the others serves that version")
+        raise ModelNotFound("no such version is served")
+
+    def _choose(self, subject: str, arms: Collection[str]) -> str:
+        if len(arms) == 1:
+            return next(iter(arms))
         return CANARY if is_canary(hash_principal(self._sticky_key, subject), self._fraction()) else STABLE
 
     async def _ask(self, name: str, call: Call) -> Answer:
@@ -96,4 +111,6 @@ class Dispatcher:
             raise NotReady("this arm is not configured")
         answer = await backend.predict(call)
         answer.prediction.check()
+        if call.version not in (None, answer.prediction.model_version):
+            raise Unavailable("another version answered: the model was being replaced")
         return answer

@@ -8,11 +8,11 @@ from app.backends.fake import FakeBackend
 from app.rollout.dispatch import Dispatcher, Served
 from serve_app.contract import (
     ERRORS_BY_CODE,
+    ModelNotFound,
     ModelOutputInvalid,
     NotReady,
     Options,
     ReplicaLost,
-    ServingError,
 )
 
 FINAL = {"invalid-windows", "model-not-found", "overloaded"}
@@ -120,8 +120,60 @@ async def test_an_answer_with_nan_is_made_good_by_legacy_and_never_passed_on(
         await rig.ask(route_to="ray_serve")
 
 
-async def test_legacy_answers_a_candidates_callers_with_its_own_version(rig: Rig) -> None:
-    rig.ray.error = ServingError()
-    await rig.ask(version="4")
-    assert rig.ray.calls[0].version == "4"
-    assert rig.legacy.calls[0].version is None
+# --- a version that the caller names
+
+
+async def test_an_arm_that_serves_the_version_answers_whatever_the_share(rig: Rig) -> None:
+    rig.legacy.version = "4"
+    assert (await rig.ask(version="4")).arm == Arm("legacy", "4")
+    assert rig.legacy.calls[0].version == "4"
+    assert not rig.ray.calls
+
+
+async def test_where_both_arms_serve_the_version_the_share_decides(rig: Rig) -> None:
+    assert (await rig.ask(version="1")).arm == Arm("ray_serve", "1")
+    rig.fraction = 0.0
+    assert (await rig.ask(version="1")).arm == Arm("legacy", "1")
+
+
+async def test_legacy_makes_good_only_for_its_own_version(rig: Rig) -> None:
+    rig.ray.error = ReplicaLost()
+    served = await rig.ask(version="1")
+    assert (served.arm, served.fallback) == (Arm("legacy", "1"), "replica-lost")
+    rig.ray.version = "4"
+    with pytest.raises(ReplicaLost):
+        await rig.ask(version="4")
+    assert [call.version for call in rig.legacy.calls] == ["1"]
+
+
+async def test_a_version_that_nobody_serves_is_not_found_and_asks_nobody(rig: Rig) -> None:
+    with pytest.raises(ModelNotFound):
+        await rig.ask(version="99")
+    assert not rig.ray.calls + rig.legacy.calls
+
+
+async def test_while_an_arm_is_away_nobody_knows_what_it_will_serve(rig: Rig) -> None:
+    rig.ray.ready = False
+    with pytest.raises(NotReady):
+        await rig.ask(version="99")
+    assert (await rig.ask(version="1")).arm == Arm("legacy", "1")
+
+
+async def test_an_answer_from_another_version_is_never_passed_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = rig.ray.predict
+
+    async def replaced(call: Call) -> Answer:
+        answer = await honest(call)
+        return replace(answer, prediction=replace(answer.prediction, model_version="2"))
+
+    monkeypatch.setattr(rig.ray, "predict", replaced)
+    served = await rig.ask(version="1")
+    assert (served.arm, served.fallback) == (Arm("legacy", "1"), "unavailable")
+    assert (await rig.ask()).answer.prediction.model_version == "2"
+
+
+def test_the_versions_served_are_those_of_all_ready_arms(rig: Rig) -> None:
+    rig.legacy.version = "4"
+    assert rig.dispatcher.versions() == ["1", "4"]
+    rig.ray.ready = False
+    assert rig.dispatcher.versions() == ["4"]
