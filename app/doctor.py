@@ -25,6 +25,7 @@ from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
 from serve_app.contract import APP_NAME
 from serve_app.registry import RegistryError, open_registry
+from serve_app.serve_config import STUB_ENGINES
 from serve_app.signing import KeyRefused
 
 Level = Literal["ok", "warn", "fail"]
@@ -217,8 +218,10 @@ def _legacy(settings: Settings) -> Finding:
     if settings.legacy == "off":
         return Finding("legacy", "ok", "off: nothing stands behind Ray Serve")
     if settings.legacy == "in_process":
-        if settings.engine == "noop":
-            return Finding("legacy", "warn", "the engine noop answers a constant", "set GATEWAY_ENGINE=torch")
+        if settings.engine in STUB_ENGINES:
+            return Finding(
+                "legacy", "warn", f"the engine {settings.engine} answers a constant", "set GATEWAY_ENGINE=torch"
+            )
         return Finding("legacy", "ok", "in this process")
     url = httpx.URL(settings.legacy_url or "")
     try:

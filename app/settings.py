@@ -17,6 +17,8 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from serve_app.serve_config import EngineName
+
 PREFIX = "GATEWAY_"
 
 _MIN_SECRET_BYTES = 32
@@ -207,7 +209,13 @@ class Settings(BaseSettings):
 
     model: Name = Field("cnn_lstm", description="Model that legacy serves.")
     model_version: Name = Field("latest", description="Its version or alias.")
-    engine: Literal["torch", "noop"] = Field("torch", description="Engine of legacy; noop answers a constant.")
+    engine: EngineName = Field(
+        "torch",
+        description="Engine of legacy; auto takes the quickest that is installed, noop and sleep have no model.",
+    )
+    exact: bool = Field(
+        False, description="Answer bits that do not depend on what else is in a batch: dearer for large batches."
+    )
     engine_threads: int = Field(1, description="Threads of legacy's engine.", ge=1, le=256)
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = Field("cpu", description="Device of legacy.")
     model_cache_size: int = Field(3, description="Most versions that legacy keeps in memory.", ge=1, le=64)

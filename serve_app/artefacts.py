@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from serve_app.contract import N_FEATURES, N_STEPS
-from serve_app.engine import expected_tensors, load_model, require_tensors
+from serve_app.engine.weights import expected_tensors, load_model, require_tensors
 from serve_app.features import FEATURE_NAMES, fingerprint
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import (

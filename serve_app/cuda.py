@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -78,11 +78,11 @@ def to_device(windows: FloatArray, device: str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if is_cuda(device) else tensor
 
 
-def to_host(answer: Mapping[str, Tensor | None], device: str) -> dict[str, Any]:
+def to_host(answer: Iterable[Tensor], device: str) -> list[FloatArray]:
     """Every tensor of an answer as C-contiguous float32; from a GPU into pinned buffers, with one wait for all."""
     if not is_cuda(device):
-        return {name: None if t is None else t.to(torch.float32).contiguous().numpy() for name, t in answer.items()}
-    arrays = {name: None if t is None else _start_copy(t).numpy() for name, t in answer.items()}
+        return [tensor.to(torch.float32).contiguous().numpy() for tensor in answer]
+    arrays: list[FloatArray] = [_start_copy(tensor).numpy() for tensor in answer]
     torch.cuda.current_stream(device).synchronize()
     return arrays
 

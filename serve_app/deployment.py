@@ -173,6 +173,7 @@ class CNNLSTMPredictor:
             "errors": dict(self._errors),
             "device": engine.device if engine else None,
             "engine": engine.name if engine else None,
+            "engine_remark": engine.remark if engine else None,
             "model_name": engine.model_name if engine else None,
             "model_version": engine.model_version if engine else None,
             "n_params": engine.n_params if engine else None,
@@ -236,7 +237,12 @@ def _load(served: ServedModel) -> Engine:
         key_file = None if served.registry_key_path is None else Path(served.registry_key_path)
         artefact = open_registry(Path(served.registry_path), key_file=key_file).load(served.model, served.version)
     engine = load_engine(
-        artefact, engine=served.engine, device=served.device, threads=served.threads, gpu_share=served.gpu_share
+        artefact,
+        engine=served.engine,
+        device=served.device,
+        threads=served.threads,
+        gpu_share=served.gpu_share,
+        exact=served.exact,
     )
     engine.warm_up()
     return engine

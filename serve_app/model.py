@@ -131,6 +131,19 @@ class Members(NamedTuple):
     log_var: Tensor
 
 
+class Mixture(NamedTuple):
+    """The answer: classification_probs[B,C], regression_pred[B], its two standard deviations aleatoric[B] and
+    epistemic[B], predictive_entropy[B] in nats, and the fusion view features[B,K].
+    """
+
+    classification_probs: Tensor
+    regression_pred: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    predictive_entropy: Tensor
+    features: Tensor
+
+
 class Normaliser(nn.Module):
     """Training mean and deviation of each feature, carried with the weights; then a clip."""
 
@@ -367,7 +380,32 @@ class HybridModel(nn.Module):
     def predict(
         self, x: Tensor, *, use_ensemble: bool = True, return_features: bool = False
     ) -> dict[str, Tensor | None]:
-        """The answer for each window, from S weight samples of the heads.
+        """The answer for each window, by name.
+
+        Args:
+            x: float[B,F,T], raw features, oldest first.
+            use_ensemble: Mix the members by the learned weights; otherwise the fusion head answers alone (weight one).
+            return_features: Return the fusion view as well.
+
+        Returns:
+            The fields of `Mixture`, features None unless asked for; ensemble_weights[B,M], None for one head alone.
+
+        Raises:
+            RuntimeError: `fold` was not called, or the model is in training mode.
+        """
+        w = self.member_weights(use_ensemble=use_ensemble)
+        answer: dict[str, Tensor | None] = dict(self.mixture(x, w)._asdict())
+        answer["ensemble_weights"] = w.expand(x.shape[0], -1) if use_ensemble else None
+        if not return_features:
+            answer["features"] = None
+        return answer
+
+    def member_weights(self, *, use_ensemble: bool) -> Tensor:
+        """Weights w[M] of the members, which sum to one: as learned, or all of it on the fusion head."""
+        return self.ensemble_logits.softmax(dim=0) if use_ensemble else self.fusion_alone
+
+    def mixture(self, x: Tensor, w: Tensor) -> Mixture:
+        """The answer for each window from S weight samples of the heads, as one graph without a branch.
 
         With members m of weight w_m and weight samples s, each (s, m) says N(mu_sm, var_sm) and a distribution over
         classes. The answer is their mixture. By the law of total variance, applied over m and then over s,
@@ -380,12 +418,7 @@ class HybridModel(nn.Module):
 
         Args:
             x: float[B,F,T], raw features, oldest first.
-            use_ensemble: Mix the members by the learned weights; otherwise the fusion head answers alone (weight one).
-            return_features: Return the fusion view as well.
-
-        Returns:
-            classification_probs[B,C], regression_pred[B], aleatoric[B], epistemic[B], predictive_entropy[B] (nats),
-            ensemble_weights[B,M] or None, features[B,K] or None. aleatoric and epistemic are standard deviations.
+            w: float[M], from `member_weights`.
 
         Raises:
             RuntimeError: `fold` was not called, or the model is in training mode.
@@ -393,11 +426,7 @@ class HybridModel(nn.Module):
         x = self.normalise(x)
         views = self.views(x)
         members = self._members(self._sample_heads(views, x[:, :, -1]))  # from [M,B,S,outputs]
-        w = self.ensemble_logits.softmax(dim=0) if use_ensemble else self.fusion_alone  # [M]
-        answer: dict[str, Tensor | None] = dict(_mix(members, w))
-        answer["ensemble_weights"] = w.expand(x.shape[0], -1) if use_ensemble else None
-        answer["features"] = views[FUSION] if return_features else None
-        return answer
+        return _mix(members, w, views[FUSION])
 
     def _sample_heads(self, views: tuple[Tensor, Tensor, Tensor], last_bar: Tensor) -> Tensor:
         if self.training or self.highway_kernel is None:
@@ -451,17 +480,18 @@ class HybridModel(nn.Module):
         self.register_buffer("highway_masks", masks(config.highway_dropout, s, config.n_features))  # [S,F]
 
 
-def _mix(members: Members, w: Tensor) -> dict[str, Tensor]:
-    """The mixture of members[M,B,S] under weights w[M]; the equations stand in `HybridModel.predict`."""
+def _mix(members: Members, w: Tensor, features: Tensor) -> Mixture:
+    """The mixture of members[M,B,S] under weights w[M]; the equations stand in `HybridModel.mixture`."""
     w = w[:, None, None]  # [M,1,1]
     probs = (w[..., None] * members.logits.softmax(dim=-1)).sum(dim=0).mean(dim=1)  # [B,C]
     mu = (w * members.mu).sum(dim=0)  # [B,S]
     disagreement = (w * (members.mu - mu).square()).sum(dim=0)  # [B,S]
     noise = (w * members.log_var.exp()).sum(dim=0)  # [B,S]
-    return {
-        "classification_probs": probs,
-        "regression_pred": mu.mean(dim=1),
-        "aleatoric": noise.mean(dim=1).sqrt(),
-        "epistemic": (disagreement.mean(dim=1) + mu.var(dim=1, correction=1)).sqrt(),
-        "predictive_entropy": -(probs * probs.clamp_min(1e-12).log()).sum(dim=1),
-    }
+    return Mixture(
+        classification_probs=probs,
+        regression_pred=mu.mean(dim=1),
+        aleatoric=noise.mean(dim=1).sqrt(),
+        epistemic=(disagreement.mean(dim=1) + mu.var(dim=1, correction=1)).sqrt(),
+        predictive_entropy=-(probs * probs.clamp_min(1e-12).log()).sum(dim=1),
+        features=features,
+    )

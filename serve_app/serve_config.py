@@ -48,7 +48,8 @@ SERVE_ENV: dict[str, str] = {
 }
 
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
-EngineName = Literal["torch", "noop"]
+EngineName = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-bf16", "noop", "sleep"]
+STUB_ENGINES = ("noop", "sleep")  # they answer a constant
 
 
 class _Strict(BaseModel):
@@ -66,6 +67,7 @@ class ServedModel(_Strict):
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of one forward pass.
         registry_key_path: Public key on the replicas' nodes; where given, only versions signed with it are served.
+        exact: Answers whose bits do not depend on batch mates, at a price.
         gpu_share: Share of a GPU that bounds the memory taken there; `ServedApplication` fills in its size's.
     """
 
@@ -76,6 +78,7 @@ class ServedModel(_Strict):
     device: Device = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     registry_key_path: str | None = None
+    exact: bool = False
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 

@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 BREACHES = {
-    "the model side imports the gateway": ("serve_app/engine.py", "import app.errors"),
+    "the model side imports the gateway": ("serve_app/engine/base.py", "import app.errors"),
     "the request path imports torch": ("app/api/hot.py", "import torch"),
     "the gateway's side of the bridge imports ray": ("app/backends/ray_serve.py", "import ray"),
     "the model imports ray": ("serve_app/model.py", "from ray import serve"),
     "a route verifies tokens by itself": ("app/api/hot.py", "from jose import jwt"),
     "a backend imports the routes": ("app/backends/coalesce.py", "import app.api.hot"),
+    "an engine imports another one's library": ("serve_app/engine/pytorch.py", "import onnxruntime"),
+    "the table of engines imports an optional library": ("serve_app/engine/__init__.py", "import openvino"),
     "the routes import the engine": ("app/api/hot.py", "import serve_app.engine"),
     "the routes open the registry": ("app/api/ops.py", "import serve_app.registry"),
 }

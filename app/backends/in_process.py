@@ -81,6 +81,7 @@ class RegistrySource:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads of one forward pass.
         key_file: Public key; where given, unsigned versions are refused.
+        exact: Answers whose bits do not depend on batch mates, at a price.
     """
 
     registry_path: Path
@@ -90,6 +91,7 @@ class RegistrySource:
     device: str
     threads: int
     key_file: Path | None = None
+    exact: bool = False
 
     def load(self, version: str | None) -> Engine:
         # Here and not above: torch takes seconds to import, and the gateway listens before.
@@ -101,7 +103,9 @@ class RegistrySource:
             if self.engine not in WITHOUT_ARTEFACT:
                 registry = open_registry(self.registry_path, key_file=self.key_file)
                 artefact = registry.load(self.model, version or self.version)
-            engine = load_engine(artefact, engine=self.engine, device=self.device, threads=self.threads)
+            engine = load_engine(
+                artefact, engine=self.engine, device=self.device, threads=self.threads, exact=self.exact
+            )
         engine.warm_up()
         return engine
 
@@ -215,6 +219,7 @@ class InProcessBackend:
         engine = self._cache[self._default]
         return {
             "engine": engine.name,
+            "engine_remark": engine.remark,
             "device": engine.device,
             "model_name": engine.model_name,
             "model_version": engine.model_version,

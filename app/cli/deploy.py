@@ -23,6 +23,7 @@ def deploy(
     version: Annotated[str, typer.Option(help="Version or alias.")] = "latest",
     engine: Annotated[str, typer.Option(help="Engine of the replicas.")] = "torch",
     device: Annotated[str, typer.Option(help="Device of the replicas: cpu, cuda or cuda:N.")] = "cpu",
+    exact: Annotated[bool, typer.Option("--exact", help="Answer bits that do not depend on batch mates.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the Serve configuration, deploy nothing.")] = False,
     wait_s: Annotated[float, typer.Option(help="How long to wait until it runs.")] = 300.0,
 ) -> None:
@@ -35,7 +36,7 @@ def deploy(
     settings = client_settings()
     try:
         application = ServedApplication.model_validate(
-            {"profile": profile, "size": size, "serves": served_model(settings, version, engine, device)}
+            {"profile": profile, "size": size, "serves": served_model(settings, version, engine, device, exact)}
         )
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
@@ -55,7 +56,9 @@ def deploy(
         fail(str(error))
 
 
-def served_model(settings: Settings, version: str, engine: str, device: str = "cpu") -> ServedModel:
+def served_model(
+    settings: Settings, version: str, engine: str, device: str = "cpu", exact: bool = False
+) -> ServedModel:
     """What the replicas shall serve, with an alias pinned to the version that it stands for now.
 
     A replica resolves an alias when it loads it, so two of them could serve two versions under one name.
@@ -70,6 +73,7 @@ def served_model(settings: Settings, version: str, engine: str, device: str = "c
             "version": version,
             "engine": engine,
             "device": device,
+            "exact": exact,
             "registry_key_path": settings.registry_key_file and str(settings.registry_key_file),
         }
     )

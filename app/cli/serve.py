@@ -55,7 +55,9 @@ def _serve_local(settings: Settings) -> None:
         with ray, development.announced(url, ray), development.LOG_FILE.open("ab") as log:
             os.environ.update(ray.environment)  # the bridge process inherits what it needs to join
             err.print(f"Starting the gateway on {url}; its log is {development.LOG_FILE}")
-            application = ServedApplication(serves=served_model(settings, settings.model_version, settings.engine))
+            application = ServedApplication(
+                serves=served_model(settings, settings.model_version, settings.engine, exact=settings.exact)
+            )
             config = build_config(application)
             development.BackgroundDeploy(
                 ray, config, gateway_url=url, say=err.print, on_ready=lambda: _invite(settings, url)
@@ -115,9 +117,10 @@ def _require_free_port(host: str, port: int) -> int:
 
 def _require_model(settings: Settings) -> None:
     from serve_app.registry import RegistryError
+    from serve_app.serve_config import STUB_ENGINES
     from serve_app.signing import KeyRefused
 
-    if settings.legacy != "in_process" or settings.engine == "noop":
+    if settings.legacy != "in_process" or settings.engine in STUB_ENGINES:
         return
     try:
         registry_of(settings).load(settings.model, settings.model_version)

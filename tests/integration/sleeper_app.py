@@ -21,6 +21,7 @@ class SleepingEngine:
     model_name = "sleeping"
     model_version = "1"
     n_params = 0
+    remark = ""
 
     def __init__(self) -> None:
         self.ran: list[int] = []

@@ -17,7 +17,8 @@ import torch
 from serve_app import artefacts
 from serve_app.artefacts import import_folder
 from serve_app.contract import Options
-from serve_app.engine import expected_tensors, load_engine
+from serve_app.engine import load_engine
+from serve_app.engine.weights import expected_tensors
 from serve_app.registry import ArtefactRejected, Registry
 from tests.serve_app.model_files import EVIL, SMALL, random_state, saved
 

@@ -31,6 +31,7 @@ class GatedEngine:
     device = "cpu"
     model_name = "echo"
     n_params = 0
+    remark = ""
 
     def __init__(self, version: str = "3") -> None:
         self.model_version = version

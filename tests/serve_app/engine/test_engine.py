@@ -214,7 +214,7 @@ def test_a_model_for_windows_of_another_length_is_rejected(model: HybridModel) -
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones(artefact: Artefact) -> None:
-    with pytest.raises(ValueError, match="known are noop, torch"):
+    with pytest.raises(ValueError, match="known are auto, noop, onnxruntime, openvino, openvino-bf16, sleep, torch"):
         load_engine(artefact, engine="magic")
     with pytest.raises(ValueError, match="needs an artefact"):
         load_engine(None, engine=TorchEngine.name)

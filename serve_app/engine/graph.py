@@ -1,0 +1,86 @@
+"""The model as a graph of PyTorch's own: what runs in PyTorch itself, and what the other engines are made from.
+
+PyTorch marks tracing as deprecated in favour of `torch.export`. For this model `torch.export` takes 4 s where a trace
+takes 0.1 s, and what comes of it runs slower; `docs/adr/0003-engines.md` has the figures. Python and PyTorch are pinned
+to versions that trace, and this module is the one place to change.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]  # public by its documentation
+
+from serve_app.contract import N_FEATURES, N_STEPS
+from serve_app.model import HybridModel, Mixture
+
+# Neither 1 nor a size that means something else in the model, so that no axis can be taken for a constant.
+TRACED_BATCH = 5
+ONNX_OPSET = 20
+
+
+class Graph(nn.Module):
+    """`HybridModel.mixture` as a module: windows[B,F,T], weights[M] → the fields of `Mixture`."""
+
+    def __init__(self, model: HybridModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, windows: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.mixture(windows, weights))
+
+
+def example(model: HybridModel) -> tuple[Tensor, Tensor]:
+    """Inputs to trace with."""
+    return torch.zeros(TRACED_BATCH, N_FEATURES, N_STEPS), model.member_weights(use_ensemble=True).detach()
+
+
+def trace(model: HybridModel) -> torch.jit.ScriptModule:
+    """The model's operations in order, for any batch size.
+
+    Args:
+        model: Folded, on the cpu.
+    """
+    with torch.no_grad(), _known_warnings_ignored():
+        return torch.jit.trace(  # type: ignore[no-untyped-call, no-any-return]
+            Graph(model).eval(), example(model), check_trace=False
+        )
+
+
+def frozen(traced: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """A trace with its weights made constants, which lets PyTorch compute ahead what depends on them alone."""
+    with _known_warnings_ignored():
+        return torch.jit.freeze(traced)  # type: ignore[no-any-return]
+
+
+def to_onnx(model: HybridModel) -> bytes:
+    """The trace in ONNX's format, with a free batch size."""
+    inputs, outputs = ["windows", "weights"], list(Mixture._fields)
+    file = io.BytesIO()
+    with torch.no_grad(), _known_warnings_ignored():
+        torch.onnx.export(
+            Graph(model).eval(),
+            example(model),
+            file,  # type: ignore[arg-type]  # buffers are taken too
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: {0: "B"} for name in ("windows", *outputs)},
+            opset_version=ONNX_OPSET,
+            dynamo=False,  # by tracing; the other way takes 8 s and needs two more libraries
+        )
+    return file.getvalue()
+
+
+@contextmanager
+def _known_warnings_ignored() -> Iterator[None]:
+    """That tracing is deprecated, and that the LSTM compares sizes, which do not depend on the batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", TracerWarning)
+        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1", UserWarning)
+        yield
