@@ -198,6 +198,7 @@ def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBack
         device=settings.device,
         threads=settings.engine_threads,
         key_file=settings.registry_key_file,
+        exact=settings.exact,
     )
     return InProcessBackend(
         source, cache_size=settings.model_cache_size, cache_ttl_s=settings.model_cache_ttl_s, clock=clock
