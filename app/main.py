@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
@@ -21,6 +21,9 @@ from app.api import ops, rollout
 from app.api.deps import Gateway
 from app.api.docs import add_docs
 from app.api.hot import Dialect, HotPath, HotRoute
+from app.api.oip.dialect import OpenInferenceDialect
+from app.api.oip.routes import router as open_inference_router
+from app.api.oip.schemas import describe_infer, describe_infer_by_version, document_infer
 from app.api.predict import NativeDialect
 from app.api.schemas import PREDICT_DOCUMENTATION, describe_predict
 from app.auth import Key, KeySet, TokenVerifier
@@ -34,12 +37,13 @@ from app.observability.ledger import Ledger
 from app.observability.logs import LineWriter, logging_to
 from app.observability.metrics import Metrics
 from app.observability.middleware import Edge
+from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Counters, SlidingWindowLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, SecretFile, Settings, read_secret_file
 
-ROUTERS = (ops.router, ops.ray_serve_router, rollout.router)
+ROUTERS = (ops.router, ops.ray_serve_router, rollout.router, open_inference_router)
 
 
 def create_app(
@@ -89,7 +93,7 @@ def create_app(
         exception_handlers=dict.fromkeys(REFUSALS, _refuse),
     )
     app.state.gateway = gateway
-    app.router.routes.extend(hot_routes)
+    app.router.routes.extend(hot_routes.values())
     for router in ROUTERS:
         app.include_router(router)
     if settings.docs:
@@ -129,14 +133,19 @@ def _wire(
             wall_clock=wall_clock,
         ),
         metrics=Metrics(settings.multiproc_dir),
+        statistics=InferenceStatistics(wall_clock),
         metrics_public=settings.metrics_public,
+        model=settings.model,
         clock=clock,
         started_at=clock(),
     )
 
 
-def _hot_routes(settings: Settings, gateway: Gateway, sticky_key: bytes) -> list[HotRoute]:
-    """The routes that answer predictions: one path behind all of them, and one quota."""
+def _hot_routes(settings: Settings, gateway: Gateway, sticky_key: bytes) -> Mapping[str, HotRoute]:
+    """The routes that answer predictions, by the path under which the edge finds them: one quota behind all of them.
+
+    A path with parameters is no request's; the walk through the application's routes finds that one.
+    """
     limiter = SlidingWindowLimiter(Counters(gateway.clock), limit=settings.rate_limit)
 
     def path(dialect: Dialect) -> HotPath:
@@ -146,6 +155,7 @@ def _hot_routes(settings: Settings, gateway: Gateway, sticky_key: bytes) -> list
             limiter=limiter,
             dispatcher=gateway.dispatcher,
             metrics=gateway.metrics,
+            statistics=gateway.statistics,
             sticky_key=sticky_key,
             max_timeout_ms=settings.max_timeout_ms,
             route_key_subjects=settings.route_key_subjects,
@@ -153,7 +163,15 @@ def _hot_routes(settings: Settings, gateway: Gateway, sticky_key: bytes) -> list
         )
 
     native = path(NativeDialect(settings.max_body_bytes))
-    return [HotRoute("/ray-serve/predict", native, describe_predict, PREDICT_DOCUMENTATION)]
+    open_inference = path(OpenInferenceDialect(settings.model, settings.max_body_bytes))
+    by_version = "/v2/models/{model}/versions/{version}/infer"
+    return {
+        "/ray-serve/predict": HotRoute("/ray-serve/predict", native, describe_predict, PREDICT_DOCUMENTATION),
+        f"/v2/models/{settings.model}/infer": HotRoute(
+            "/v2/models/{model}/infer", open_inference, describe_infer, document_infer("infer")
+        ),
+        by_version: HotRoute(by_version, open_inference, describe_infer_by_version, document_infer("infer_by_version")),
+    }
 
 
 def _lifespan(

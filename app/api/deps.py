@@ -16,11 +16,12 @@ from app.backends.base import Backend
 from app.backends.probe import Prober
 from app.errors import Forbidden
 from app.observability.metrics import Metrics
+from app.observability.statistics import InferenceStatistics
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import Rollout
 
 # The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
-PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready"}) | docs.PATHS
+PUBLIC_PATHS = docs.PATHS | {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 
 BEARER = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token with the scope that the route names.")
 
@@ -35,7 +36,9 @@ class Gateway:
     prober: Prober
     verifier: TokenVerifier
     metrics: Metrics
+    statistics: InferenceStatistics
     metrics_public: bool
+    model: str
     clock: Callable[[], float]
     started_at: float
 
@@ -78,6 +81,7 @@ async def _authorize_scrape(request: Request, gateway: Annotated[Gateway, Depend
 
 
 GatewayDep = Annotated[Gateway, Depends(gateway_of)]
+Predictor = Annotated[Principal, Security(_authorize, scopes=["predict"])]
 Operator = Annotated[Principal, Security(_authorize, scopes=["ops"])]
 Admin = Annotated[Principal, Security(_authorize, scopes=["admin"])]
 Scraper = Annotated[None, Depends(_authorize_scrape)]

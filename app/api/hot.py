@@ -25,10 +25,11 @@ from app.backends.base import Call
 from app.errors import BadRequest, ClientGone, Forbidden, RateLimited, problem_of
 from app.observability.ledger import Ledger
 from app.observability.metrics import Metrics
+from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Allowance, RateLimiter
 from app.rollout.choice import hash_principal
 from app.rollout.dispatch import CANARY, STABLE, Dispatcher, Served
-from serve_app.contract import DeadlineExceeded, FloatArray, Options
+from serve_app.contract import DeadlineExceeded, FloatArray, ModelNotFound, Options, ServingError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class HotPath:
         limiter: Counts windows per account.
         dispatcher: Sends the call to its arm.
         metrics: Counts what came of it.
+        statistics: Counts it by model version.
         sticky_key: Key of the hash under which the caller is known behind the edge.
         max_timeout_ms: Longest deadline, and the default.
         route_key_subjects: Who may choose a route key.
@@ -155,6 +157,7 @@ class HotPath:
         limiter: RateLimiter,
         dispatcher: Dispatcher,
         metrics: Metrics,
+        statistics: InferenceStatistics,
         sticky_key: bytes,
         max_timeout_ms: int,
         route_key_subjects: frozenset[str],
@@ -166,6 +169,7 @@ class HotPath:
         self._limiter = limiter
         self._dispatcher = dispatcher
         self._metrics = metrics
+        self._statistics = statistics
         self._sticky_key = sticky_key
         self._max_timeout_ms = max_timeout_ms
         self._route_key_subjects = route_key_subjects
@@ -255,7 +259,14 @@ class HotPath:
             version=asked.version,
             trace=wish.trace,
         )
-        return await self._dispatcher.predict(call, subject=wish.route_key or principal.account, route_to=wish.route_to)
+        subject = wish.route_key or principal.account
+        try:
+            return await self._dispatcher.predict(call, subject=subject, route_to=wish.route_to)
+        except ModelNotFound:
+            raise
+        except ServingError:
+            self._statistics.count_failure(asked.version, ledger.total_ms())
+            raise
 
     def _record_answer(self, reply: Reply, ledger: Ledger, seconds: float) -> None:
         served = reply.served
@@ -271,6 +282,13 @@ class HotPath:
             seconds=seconds,
             stages_ms=ledger.stages_ms,
         )
+        self._statistics.count_answer(
+            served.answer.prediction.model_version,
+            windows=reply.n_windows,
+            group_windows=served.answer.group_windows or reply.n_windows,
+            duration_ms=1e3 * seconds,
+            stages_ms=ledger.stages_ms,
+        )
 
     def _record_refusal(self, error: Exception, ledger: Ledger) -> None:
         problem = problem_of(error)
@@ -284,7 +302,7 @@ class HotRoute(APIRoute):
     """A route that FastAPI documents and a `HotPath` answers, without FastAPI's own parsing in between.
 
     Args:
-        path: Of the route; one without parameters is found without a walk through the routes.
+        path: Of the route.
         hot_path: Answers it.
         describe: A function whose signature and docstring say what OpenAPI shows.
         documentation: Further arguments of `APIRoute`.

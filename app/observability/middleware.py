@@ -8,7 +8,7 @@ none of them: it is plain ASGI, its refusals are translated here, and it is coun
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,8 +30,8 @@ class Edge:
 
     Args:
         app: The next layer.
-        hot_routes: Routes whose `app` is plain ASGI; they stand among the application's routes as well, which
-            document them and refuse other methods.
+        hot_routes: By exact path, routes whose `app` is plain ASGI; they stand among the application's routes as
+            well, which document them and refuse other methods.
         metrics: Counts the requests of hot routes; the instrumentator counts all others.
         clock: Monotonic seconds.
         access_log: Takes one line per request; None for no access log.
@@ -41,13 +41,15 @@ class Edge:
         self,
         app: ASGIApp,
         *,
-        hot_routes: Sequence[Route],
+        hot_routes: Mapping[str, Route],
         metrics: Metrics,
         clock: Callable[[], float],
         access_log: LineWriter | None,
     ) -> None:
         self._app = app
-        self._hot_routes = {(method, route.path): route for route in hot_routes for method in route.methods or ()}
+        self._hot_routes = {
+            (method, path): route for path, route in hot_routes.items() for method in route.methods or ()
+        }
         self._metrics = metrics
         self._clock = clock
         self._access_log = access_log

@@ -71,7 +71,7 @@ class Dispatcher:
             ModelNotFound: No arm serves the version that the call names.
             ServingError: What the arm, and the fallback where one was tried, could not make good.
         """
-        arms = (route_to,) if route_to else self._serving(call.version)
+        arms = (route_to,) if route_to else self.arms_serving(call.version)
         backend = self._choose(subject, arms)
         if backend != CANARY or STABLE not in arms:
             return Served(await self._ask(backend, call), Arm(backend, call.version))
@@ -89,8 +89,13 @@ class Dispatcher:
         served = (backend.status().versions or () for backend in self._backends.values())
         return sorted(set().union(*served))
 
-    def _serving(self, version: str | None) -> Collection[str]:
-        """Names of the arms that can answer with this version; whoever names none takes any."""
+    def arms_serving(self, version: str | None) -> Collection[str]:
+        """Names of the arms that can answer with this version; whoever names none takes any.
+
+        Raises:
+            ModelNotFound: Nobody serves it.
+            NotReady: Nobody does whose versions are known, and those of some arm are not.
+        """
         if version is None:
             return self._backends
         served = {name: backend.status().versions for name, backend in self._backends.items()}

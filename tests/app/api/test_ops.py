@@ -26,6 +26,16 @@ NEEDED = {
     ("GET", "/metrics"): "ops",
     ("GET", "/rollout"): "ops",
     ("PUT", "/rollout"): "admin",
+    ("GET", "/v2"): "predict",
+    ("GET", "/v2/models/stats"): "predict",
+    ("GET", "/v2/models/{model}"): "predict",
+    ("GET", "/v2/models/{model}/ready"): "predict",
+    ("GET", "/v2/models/{model}/stats"): "predict",
+    ("POST", "/v2/models/{model}/infer"): "predict",
+    ("GET", "/v2/models/{model}/versions/{version}"): "predict",
+    ("GET", "/v2/models/{model}/versions/{version}/ready"): "predict",
+    ("GET", "/v2/models/{model}/versions/{version}/stats"): "predict",
+    ("POST", "/v2/models/{model}/versions/{version}/infer"): "predict",
 }
 
 
