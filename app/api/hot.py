@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from fastapi.routing import APIRoute
@@ -177,6 +177,7 @@ class HotPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ledger = Ledger.of(scope)
+        ledger.open_stage = "auth"
         try:
             reply = await self._answer(scope, receive, ledger)
         except Exception as error:
@@ -196,8 +197,12 @@ class HotPath:
         account = hash_principal(self._sticky_key, principal.account)
         ledger.facts["principal"] = account
         try:
-            async with asyncio.timeout(wish.deadline - self._clock() + _DEADLINE_GRACE_S):
+            async with asyncio.timeout(self._left_s(wish)) as limit:
                 asked = await self._dialect.read(scope, headers, receive)
+                if asked.timeout_ms is not None:
+                    deadline = ledger.started_at + asked.timeout_ms / 1e3
+                    wish = replace(wish, deadline=min(wish.deadline, deadline))
+                    limit.reschedule(asyncio.get_running_loop().time() + self._left_s(wish))
                 ledger.close_stage("decode")
                 allowance = await self._spend(account, len(asked.windows))
                 ledger.close_stage("limit")
@@ -208,6 +213,9 @@ class HotPath:
         body, described = self._dialect.write(asked, served, ledger, wish.client_request_id)
         ledger.close_stage("encode")
         return Reply(body, _answer_headers(body, described, served, allowance), served, len(asked.windows))
+
+    def _left_s(self, wish: Wish) -> float:
+        return wish.deadline - self._clock() + _DEADLINE_GRACE_S
 
     def _read_wish(self, headers: Mapping[bytes, bytes], principal: Principal, ledger: Ledger) -> Wish:
         timeout_ms = self._max_timeout_ms
@@ -247,13 +255,10 @@ class HotPath:
         )
 
     async def _predict(self, asked: Asked, wish: Wish, account: str, principal: Principal, ledger: Ledger) -> Served:
-        deadline = wish.deadline
-        if asked.timeout_ms is not None:
-            deadline = min(deadline, ledger.started_at + asked.timeout_ms / 1e3)
         call = Call(
             windows=asked.windows,
             options=asked.options,
-            deadline=deadline,
+            deadline=wish.deadline,
             request_id=ledger.request_id,
             principal=account,
             version=asked.version,
