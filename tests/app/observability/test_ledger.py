@@ -44,8 +44,38 @@ def test_server_timing_has_the_standard_s_form(clock: Clock) -> None:
     ledger = Ledger(clock)
     clock.now += 0.0015
     ledger.close_stage("auth")
-    assert ledger.server_timing() == "auth;dur=1.500, total;dur=1.500"
+    clock.now += 0.0005
+    assert ledger.server_timing() == "auth;dur=1.500, decode;dur=0.500, total;dur=2.000"
     assert re.fullmatch(r"\w+;dur=[\d.]+(, \w+;dur=[\d.]+)*", ledger.server_timing())
+
+
+def test_what_follows_the_last_mark_belongs_to_the_answer_s_writing(clock: Clock) -> None:
+    ledger = Ledger(clock)
+    ledger.close_call({})
+    clock.now += 0.002
+    ledger.close_stage("encode")
+    clock.now += 0.001
+    assert ledger.server_timing().endswith("encode;dur=3.000, total;dur=3.000")
+
+
+@pytest.mark.parametrize(
+    ("closed", "refused_in"), [([], "auth"), (["auth"], "decode"), (["auth", "decode", "limit"], "transport")]
+)
+def test_a_refusal_s_time_belongs_to_the_stage_that_it_came_from(
+    clock: Clock, closed: list[str], refused_in: str
+) -> None:
+    ledger = Ledger(clock)
+    ledger.open_stage = "auth"
+    for stage in closed:
+        ledger.close_stage(stage)
+    clock.now += 0.100
+    assert ledger.server_timing().endswith(f"{refused_in};dur=100.000, total;dur=100.000")
+
+
+def test_a_request_without_stages_has_a_total_alone(clock: Clock) -> None:
+    ledger = Ledger(clock)
+    clock.now += 0.004
+    assert ledger.server_timing() == "total;dur=4.000"
 
 
 def test_ids_are_never_given_twice(clock: Clock) -> None:
