@@ -97,7 +97,7 @@ class Backend(Protocol):
         """Give back processes, threads and sockets. Calls still open fail with `NotReady`."""
 
     async def predict(self, call: Call) -> Answer:
-        """Answer the call before its deadline.
+        """Answer the call before its deadline; the answer has passed `Prediction.check`.
 
         Cancelling the awaiting task gives the call's place back at once.
 

@@ -4,9 +4,13 @@ The rule has no timer. While fewer than `max_in_flight` groups are under way, a 
 event loop, together with whatever arrived in the same turn. While all are under way, calls gather, and leave when one
 comes back: the busier the backend, the fuller the groups, and nobody waits for company.
 
-    predict ── parts ──► lane per (version, options) ── group ──► send ──► rows back to each caller
-               split at                take: oldest first, up to
-               max_group_windows       max_group_windows
+    predict ─ admitted? ─ parts ──► fair queue ── group ──► send ──► rows back to each caller
+                          split at   one lane per           checked once
+                 max_group_windows   (version, options)
+
+Nobody waits for long either: what would wait longer than `max_wait_s`, or past its deadline, at the pace at which
+groups come back now, is refused on arrival. So a flood costs the flood its answers, and not those who were admitted
+their latency.
 """
 
 from __future__ import annotations
@@ -14,14 +18,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from app.backends.base import Answer, Call
+from app.backends.waiting import FairQueue
 from serve_app.contract import (
     DeadlineExceeded,
     FloatArray,
+    ModelFailed,
     ModelOutputInvalid,
     NotReady,
     Options,
@@ -49,6 +54,18 @@ class Part:
     _prediction: Prediction | None = field(default=None, repr=False)
     _flight: _Flight | None = field(default=None, repr=False)
 
+    @property
+    def key(self) -> tuple[str | None, Options]:
+        return self.call.version, self.call.options
+
+    @property
+    def principal(self) -> str:
+        return self.call.principal
+
+    @property
+    def n_windows(self) -> int:
+        return len(self.windows)
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -63,26 +80,32 @@ class Group:
     deadline: float
     parts: tuple[Part, ...]
 
+    @classmethod
+    def of(cls, parts: tuple[Part, ...]) -> Group:
+        first = parts[0].call
+        return cls(first.version, first.options, max(part.call.deadline for part in parts), parts)
+
     @property
     def n_windows(self) -> int:
         return sum(len(part.windows) for part in self.parts)
 
 
 Send = Callable[[Group], Awaitable[Prediction]]
-_Lane = OrderedDict[Part, None]  # a queue that also gives up any member at once
 
 
 class Coalescer:
     """Gathers calls for one destination into groups and gives every caller its own rows.
 
-    A failing group fails the callers in it and nobody else. A caller who is cancelled, or whose deadline passes,
-    leaves at once; when the last caller of a group under way has left, its `send` is cancelled.
+    A failing group fails the callers in it and nobody else; when it is the model that failed, each is sent once more
+    by itself, so that one bad call fails alone. A caller who is cancelled, or whose deadline passes, leaves at once;
+    when the last caller of a group under way has left, its `send` is cancelled.
 
     Args:
         send: Answers one group; given the windows of its parts in order, it returns one row for each.
         max_group_windows: Most windows in one group; larger calls are split and put together again.
         max_in_flight: Most groups under way at a time; the attribute may be changed at any time.
         max_queued_windows: Most windows waiting for a slot; beyond them calls are refused with `Overloaded`.
+        max_wait_s: Longest wait for a slot that a call is admitted to, judged by the present pace.
         clock: Seconds, monotonic; the clock of the calls' deadlines.
     """
 
@@ -93,6 +116,7 @@ class Coalescer:
         max_group_windows: int = 32,
         max_in_flight: int,
         max_queued_windows: int,
+        max_wait_s: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_queued_windows < max_group_windows:
@@ -101,20 +125,22 @@ class Coalescer:
         self._max_group_windows = max_group_windows
         self.max_in_flight = max_in_flight
         self._max_queued_windows = max_queued_windows
+        self._max_wait_s = max_wait_s
         self._clock = clock
-        self._lanes: dict[tuple[str | None, Options], _Lane] = {}
+        self._queue: FairQueue[Part] = FairQueue()
         self._flights: set[_Flight] = set()
-        self._queued_windows = 0
+        self._pace = _Pace()
         self._launch_is_due = False
         self._sent_groups = 0
         self._sent_windows = 0
 
     async def predict(self, call: Call) -> Answer:
-        """Answer the call's windows in their order.
+        """Answer the call's windows in their order; the answer is checked.
 
         Raises:
-            Overloaded: Too many windows wait already.
+            Overloaded: Too many windows wait already, or they take too long.
             DeadlineExceeded: The call's deadline passed; it is raised at the deadline and not later.
+            ModelOutputInvalid: The answer for this call's windows is none that anybody may act on.
             ServingError: What `send` raised for a group with a part of this call.
         """
         caller = self._admit(call)
@@ -127,80 +153,65 @@ class Coalescer:
 
     @property
     def is_idle(self) -> bool:
-        return not self._lanes and not self._flights
+        return not self._queue and not self._flights
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         """Present queue and lifetime totals; windows per group is the ratio of the last two."""
         return {
-            "queued_windows": self._queued_windows,
+            "queued_windows": self._queue.n_windows,
             "in_flight_groups": len(self._flights),
+            "expected_wait_ms": round(1e3 * self._pace.s_per_window * self._queue.n_windows, 3),
             "groups_total": self._sent_groups,
             "windows_total": self._sent_windows,
         }
 
     def close(self) -> None:
         """Fail every caller with `NotReady` and cancel what is under way."""
-        waiting = {part._caller for lane in self._lanes.values() for part in lane}
-        flying = {part._caller for flight in self._flights for part in flight.group.parts}
-        for caller in waiting | flying:
+        flying = (part for flight in self._flights for part in flight.group.parts)
+        for caller in {part._caller for part in (*self._queue, *flying)}:
             caller.fail(NotReady("the backend is stopping"))
 
     def _admit(self, call: Call) -> _Caller:
         now = self._clock()
         if call.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was sent")
-        if self._queued_windows + len(call.windows) > self._max_queued_windows:
-            raise Overloaded("too many windows are waiting")
+        self._refuse_overload(call, now)
         caller = _Caller(call, now, self._max_group_windows)
-        lane = self._lanes.setdefault((call.version, call.options), OrderedDict())
-        lane.update(dict.fromkeys(caller.parts))
-        self._queued_windows += len(call.windows)
+        for part in caller.parts:
+            self._queue.put(part)
         self._launch_soon()
         return caller
 
+    def _refuse_overload(self, call: Call, now: float) -> None:
+        """Raise `Overloaded` for a call that the queue has no room for, or no time."""
+        if self._queue.n_windows + len(call.windows) > self._max_queued_windows:
+            raise Overloaded("too many windows are waiting")
+        # Who finds nobody ahead is let in: such answers, and nothing else, can tell that the pace has changed.
+        wait_s = self._pace.s_per_window * self._queue.ahead_of(call.principal)
+        if wait_s > min(self._max_wait_s, call.deadline - now):
+            raise Overloaded("the wait would be too long")
+
     def _launch_soon(self) -> None:
         """Launch on the loop's next turn, so that all calls of this turn share a group."""
-        if self._lanes and not self._launch_is_due and len(self._flights) < self.max_in_flight:
+        if self._queue and not self._launch_is_due and len(self._flights) < self.max_in_flight:
             self._launch_is_due = True
             asyncio.get_running_loop().call_soon(self._launch)
 
     def _launch(self) -> None:
         self._launch_is_due = False
-        while self._lanes and len(self._flights) < self.max_in_flight:
-            parts = self._take()
-            if parts:
-                self._fly(parts)
+        while self._queue and len(self._flights) < self.max_in_flight:
+            now = self._clock()
+            parts = self._queue.take(self._max_group_windows)
+            for part in parts:
+                if part.call.deadline <= now:
+                    part._caller.expire()
+            if wanted := tuple(part for part in parts if not part._caller.answer.done()):
+                self._fly(wanted, now)
 
-    def _take(self) -> list[Part]:
-        """Take the next group's parts from the queue: the lane whose head has waited longest, its oldest first.
-
-        This is the one place that decides who goes next: fairness between principals belongs here.
-        """
-        lane = min(self._lanes.values(), key=lambda lane: next(iter(lane))._caller.arrived)
-        now = self._clock()
-        parts: list[Part] = []
-        room = self._max_group_windows
-        while lane and len((part := next(iter(lane))).windows) <= room:
-            self._dequeue(part)
-            if part.call.deadline <= now:
-                part._caller.expire()
-            else:
-                parts.append(part)
-                room -= len(part.windows)
-        return parts
-
-    def _dequeue(self, part: Part) -> None:
-        key = (part.call.version, part.call.options)
-        lane = self._lanes[key]
-        del lane[part]
-        if not lane:
-            del self._lanes[key]
-        self._queued_windows -= len(part.windows)
-
-    def _fly(self, parts: list[Part]) -> None:
-        first = parts[0].call
-        deadline = max(part.call.deadline for part in parts)
-        flight = _Flight(Group(first.version, first.options, deadline, tuple(parts)), self._clock())
+    def _fly(self, parts: tuple[Part, ...], now: float) -> None:
+        if not self._flights:
+            self._pace.start(now)
+        flight = _Flight(Group.of(parts), now)
         self._flights.add(flight)
         self._sent_groups += 1
         self._sent_windows += flight.group.n_windows
@@ -209,22 +220,42 @@ class Coalescer:
 
     async def _answer(self, flight: _Flight) -> None:
         try:
-            prediction = await self._send(flight.group)
-            if len(prediction) != flight.group.n_windows:
-                raise ModelOutputInvalid("the model answered for another number of windows")
+            try:
+                flight.deliver(flight.group.parts, await self._ask(flight.group), self._clock())
+            except ModelFailed:
+                if len(flight.group.parts) == 1:
+                    raise
+                await self._answer_singly(flight)
         except ServingError as error:
-            flight.fail(error)
+            flight.fail(flight.group.parts, error)
         except Exception:
             _log.exception("sending a group failed in an unforeseen way")
-            flight.fail(ServingError("the backend failed"))
+            flight.fail(flight.group.parts, ServingError("the backend failed"))
         except asyncio.CancelledError:
-            flight.fail(Unavailable("the request was cancelled on its way"))  # finds nobody when they left first
+            # Finds nobody when they left first.
+            flight.fail(flight.group.parts, Unavailable("the request was cancelled on its way"))
             raise
-        else:
-            flight.deliver(prediction, self._clock())
+
+    async def _answer_singly(self, flight: _Flight) -> None:
+        """After the model failed on a group: once more for each call that still waits, in the same slot."""
+        for part in flight.group.parts:
+            if part._caller.answer.done():
+                continue
+            try:
+                flight.deliver((part,), await self._ask(Group.of((part,))), self._clock())
+            except ModelFailed as error:
+                flight.fail((part,), error)
+
+    async def _ask(self, group: Group) -> Prediction:
+        prediction = await self._send(group)
+        if len(prediction) != group.n_windows:
+            raise ModelOutputInvalid("the model answered for another number of windows")
+        return prediction
 
     def _land(self, flight: _Flight) -> None:
         self._flights.discard(flight)
+        # A failure says nothing of the pace, and a backend that hangs must not look like one that is busy.
+        self._pace.land(flight.group.n_windows, self._clock(), counts=flight.is_answered and bool(self._queue))
         self._launch_soon()
 
     def _leave(self, caller: _Caller) -> None:
@@ -232,12 +263,42 @@ class Coalescer:
         for part in caller.parts:
             if part._flight is not None:
                 part._flight.leave()
-            elif part in self._lanes.get((part.call.version, part.call.options), ()):
-                self._dequeue(part)
+            else:
+                self._queue.discard(part)
+
+
+class _Pace:
+    """How long the backend takes for a window while it has all the work it can hold; idle times say nothing.
+
+    Attributes:
+        s_per_window: Seconds from one window's landing to the next's, over the last ten groups or so; 0 until known.
+    """
+
+    _KEPT = 0.9  # of the past, at each landing
+
+    def __init__(self) -> None:
+        self.s_per_window = 0.0
+        self._busy_s = 0.0
+        self._windows = 0.0
+        self._since = 0.0
+
+    def start(self, now: float) -> None:
+        """The first group leaves after a pause."""
+        self._since = now
+
+    def land(self, n_windows: int, now: float, *, counts: bool) -> None:
+        """A group is back; it counts when it was answered while others waited for its slot."""
+        if counts:
+            self._busy_s = self._KEPT * self._busy_s + now - self._since
+            self._windows = self._KEPT * self._windows + n_windows
+            self.s_per_window = self._busy_s / self._windows
+        self._since = now
 
 
 class _Caller:
     """One waiting call: its parts, and the answer put together from theirs."""
+
+    __slots__ = ("_missing", "answer", "arrived", "parts")
 
     def __init__(self, call: Call, arrived: float, max_part_windows: int) -> None:
         starts = range(0, len(call.windows), max_part_windows)
@@ -283,6 +344,7 @@ class _Flight:
 
     def __init__(self, group: Group, sent: float) -> None:
         self.group = group
+        self.is_answered = False
         self._sent = sent
         self._waiting = len(group.parts)
         for part in group.parts:
@@ -293,14 +355,29 @@ class _Flight:
         if self._waiting == 0:
             self.task.cancel()  # no effect on one that has landed
 
-    def deliver(self, prediction: Prediction, now: float) -> None:
+    def deliver(self, parts: tuple[Part, ...], prediction: Prediction, now: float) -> None:
+        """Give each part its rows. They are checked together; only if that fails, each part's by themselves."""
+        self.is_answered = True
+        all_sound = _is_sound(prediction)
         start = 0
-        for part in self.group.parts:
+        for part in parts:
             stop = start + len(part.windows)
-            rows = prediction if stop - start == len(prediction) else prediction.rows(start, stop)
-            part._caller.deliver(part, rows, self._sent, now)
+            rows = prediction if len(parts) == 1 else prediction.rows(start, stop)
+            if all_sound or (len(parts) > 1 and _is_sound(rows)):
+                part._caller.deliver(part, rows, self._sent, now)
+            else:
+                part._caller.fail(ModelOutputInvalid("the model's answer is none that anybody may act on"))
             start = stop
 
-    def fail(self, error: ServingError) -> None:
-        for part in self.group.parts:
+    def fail(self, parts: tuple[Part, ...], error: ServingError) -> None:
+        for part in parts:
             part._caller.fail(type(error)(error.detail))  # one each: a raised exception collects its raiser's frames
+
+
+def _is_sound(prediction: Prediction) -> bool:
+    try:
+        prediction.check()
+    except ModelOutputInvalid as error:
+        _log.warning("the model's answer was withheld: %s", error)
+        return False
+    return True

@@ -84,7 +84,7 @@ class Prober:
         call = Call(self._window, Options(), started + self._timeout_s, "health", "0" * 16)
         error = None
         try:
-            (await backend.predict(call)).prediction.check()
+            await backend.predict(call)
         except ServingError as failure:
             error = failure.code
         except Exception:

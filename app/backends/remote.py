@@ -131,7 +131,6 @@ class RemoteBackend:
             raise ModelNotFound("this arm serves one version, and its name is not known")
         try:
             answer = await self._ask(call)
-            answer.prediction.check()
         except (Overloaded, DeadlineExceeded):  # our own shedding, the caller's own haste: nothing about the service
             raise
         except ServingError as error:

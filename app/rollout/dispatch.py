@@ -26,7 +26,7 @@ class Served:
     """An answer and who gave it.
 
     Attributes:
-        answer: Checked: finite, and class rows that are distributions.
+        answer: Checked by the backend: finite, and class rows that are distributions.
         arm: Who answered.
         fallback: Code of the failure that legacy made good, None where the chosen arm answered.
     """
@@ -115,7 +115,6 @@ class Dispatcher:
         if backend is None:
             raise NotReady("this arm is not configured")
         answer = await backend.predict(call)
-        answer.prediction.check()
         if call.version not in (None, answer.prediction.model_version):
             raise Unavailable("another version answered: the model was being replaced")
         return answer

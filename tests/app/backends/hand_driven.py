@@ -49,8 +49,14 @@ def windows(*marks: float) -> np.ndarray:
     return batch
 
 
-def call(*marks: float, deadline: float = 1002.0, options: Options | None = None, version: str | None = None) -> Call:
-    return Call(windows(*marks), options or Options(), deadline, "r", "0" * 16, version)
+def call(
+    *marks: float,
+    deadline: float = 1002.0,
+    options: Options | None = None,
+    version: str | None = None,
+    principal: str = "0" * 16,
+) -> Call:
+    return Call(windows(*marks), options or Options(), deadline, "r", principal, version)
 
 
 def prediction_of(group: Group, *, version: str = "1", model_ms: float = 0.0, wait_ms: float = 0.0) -> Prediction:

@@ -17,6 +17,7 @@ from serve_app.contract import (
     NotReady,
     Options,
     Overloaded,
+    ReplicaLost,
     ServingError,
     Unavailable,
 )
@@ -24,7 +25,7 @@ from serve_app.contract import (
 from .hand_driven import HandDrivenLoop, HandDrivenSend, call, drive, prediction_for, spawn
 
 
-def coalescer(loop: HandDrivenLoop, send: HandDrivenSend, **more: int) -> Coalescer:
+def coalescer(loop: HandDrivenLoop, send: HandDrivenSend, **more: float) -> Coalescer:
     limits = {"max_group_windows": 4, "max_in_flight": 1, "max_queued_windows": 64} | more
     return Coalescer(send, clock=loop.time, **limits)
 
@@ -305,7 +306,7 @@ def test_a_group_under_way_carries_the_latest_deadline_and_releases_each_caller_
 
 
 @pytest.mark.parametrize(
-    ("raised", "seen"), [(ModelFailed("it raised"), ModelFailed), (RuntimeError("unforeseen"), ServingError)]
+    ("raised", "seen"), [(ReplicaLost("it died"), ReplicaLost), (RuntimeError("unforeseen"), ServingError)]
 )
 def test_a_failing_group_touches_no_other(raised: Exception, seen: type[ServingError]) -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
@@ -320,6 +321,148 @@ def test_a_failing_group_touches_no_other(raised: Exception, seen: type[ServingE
             assert "unforeseen" not in caught.value.detail
         send.answer(0)
         await good
+
+    drive(scenario)
+
+
+def test_after_the_model_failed_on_a_group_each_call_is_sent_alone_and_only_the_bad_one_fails() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        good, bad, late = (spawn(subject.predict(call(mark))) for mark in (1, 2, 3))
+        await loop.settle()
+        send.fail(0, ModelFailed("the model failed"))
+        await loop.settle()
+        send.answer(1)
+        await loop.settle()
+        send.fail(2, ModelFailed("the model failed"))
+        await loop.settle()
+        send.answer(3)
+        assert (await good).prediction.regression_pred.tolist() == [1]
+        assert (await late).prediction.regression_pred.tolist() == [3]
+        with pytest.raises(ModelFailed):
+            await bad
+        assert send.marks == [[1, 2, 3], [1], [2], [3]]
+
+    drive(scenario)
+
+
+def test_who_left_is_not_sent_again_after_the_model_failed() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        gone, stays = (spawn(subject.predict(call(mark))) for mark in (1, 2))
+        await loop.settle()
+        gone.cancel()
+        await loop.settle()
+        send.fail(0, ModelFailed("the model failed"))
+        await loop.settle()
+        send.answer(1)
+        assert (await stays).prediction.regression_pred.tolist() == [2]
+        assert send.marks == [[1, 2], [2]]
+
+    drive(scenario)
+
+
+def test_a_window_that_the_model_answers_with_nan_fails_its_own_call_only() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        good, bad = (spawn(subject.predict(call(mark))) for mark in (1, 2))
+        await loop.settle()
+        answer = prediction_for(np.array([1, np.nan], np.float32))
+        send.answer_with(0, answer)
+        assert (await good).prediction.regression_pred.tolist() == [1]
+        with pytest.raises(ModelOutputInvalid):
+            await bad
+
+    drive(scenario)
+
+
+def flood(subject: Coalescer, count: int, *, principal: str = "flood") -> list[asyncio.Future]:
+    return [spawn(subject.predict(call(mark, principal=principal))) for mark in range(count)]
+
+
+async def run_saturated(loop: HandDrivenLoop, send: HandDrivenSend, groups: range, *, each_s: float) -> None:
+    for index in groups:
+        await loop.advance(each_s)
+        send.answer(index)
+        await loop.settle()
+
+
+def test_a_call_that_would_wait_too_long_at_the_present_pace_is_refused_on_arrival() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=0.25)
+        callers = flood(subject, 40)
+        await run_saturated(loop, send, range(3), each_s=0.1)  # four windows each: 25 ms per window
+        with pytest.raises(Overloaded):  # 24 windows wait: 0.6 s
+            await subject.predict(call(99, principal="flood"))
+        await run_saturated(loop, send, range(3, 9), each_s=0.1)  # none wait
+        late = spawn(subject.predict(call(99, principal="flood")))
+        await loop.settle()
+        send.answer_all()
+        await loop.settle()
+        send.answer_all()
+        await late
+        await asyncio.gather(*callers)
+
+    drive(scenario)
+
+
+def test_a_call_whose_deadline_is_nearer_than_its_turn_is_refused_on_arrival() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=10.0)
+        flood(subject, 40)
+        await run_saturated(loop, send, range(3), each_s=0.1)
+        with pytest.raises(Overloaded):  # 0.6 s to wait
+            await subject.predict(call(99, deadline=loop.now + 0.5, principal="flood"))
+        patient = spawn(subject.predict(call(99, deadline=loop.now + 5, principal="flood")))
+        await loop.settle()
+        assert not patient.done()
+        subject.close()
+        with pytest.raises(NotReady):
+            await patient
+
+    drive(scenario)
+
+
+def test_a_backend_that_fails_slowly_does_not_look_busy() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=0.25)
+        flood(subject, 40)
+        for index in range(3):
+            await loop.advance(0.4)
+            send.fail(index, ReplicaLost("gone"))
+            await loop.settle()
+        waiting = spawn(subject.predict(call(99, deadline=loop.now + 2, principal="flood")))
+        await loop.settle()
+        assert not waiting.done()
+        subject.close()
+        with pytest.raises(NotReady):
+            await waiting
+
+    drive(scenario)
+
+
+def test_a_flood_is_refused_while_another_principal_is_let_in_and_goes_next() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=0.25)
+        flood(subject, 40)
+        await run_saturated(loop, send, range(3), each_s=0.1)
+        with pytest.raises(Overloaded):
+            await subject.predict(call(99, principal="flood"))
+        quiet = spawn(subject.predict(call(77, principal="quiet")))
+        await loop.settle()
+        send.answer(3)
+        await loop.settle()
+        assert 77 in send.marks[4]
+        send.answer(4)
+        assert (await quiet).prediction.regression_pred.tolist() == [77]
+        subject.close()
 
     drive(scenario)
 
