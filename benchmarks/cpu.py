@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def spent_by_role(before: dict[Process, float], after: dict[Process, float], rol
         before, after: What `used_s` returned.
         role: Names the role of a process by its id and command line.
     """
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for process, seconds in after.items():
         spent[role(process[0], command_of(process[0]))] += seconds - before.get(process, 0.0)
     return {name: round(seconds, 4) for name, seconds in sorted(spent.items())}

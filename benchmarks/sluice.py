@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,36 +21,38 @@ from typing import Any
 
 import httpx
 import numpy as np
-import numpy.typing as npt
+import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.auth import mint_token
-from app.bench.targets import as_binary, as_json
 from app.local_ray import LocalRay, LocalRayFailed
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import PREFIX
-from benchmarks.peers.served import ServedModel
+from benchmarks.peers import lanes
+from benchmarks.peers.catalogue import Model
+from benchmarks.peers.lanes import BYTES, JSON, Lane
 from benchmarks.processes import NotUp, free_port, running
 from benchmarks.request import HOST
-from benchmarks.systems import Lane, Running
+from benchmarks.systems import Running, ray_role
 from serve_app.contract import FloatArray
 from serve_app.registry import Registry
-from serve_app.serve_config import DEPLOYMENT_NAME, ServedApplication, build_config
-from serve_app.serve_config import ServedModel as Served
+from serve_app.serve_config import ServedApplication, ServedModel, build_config
 
 _TIMEOUT_S = 90.0
 _UNREACHABLE_LIMIT = 1_000_000_000  # windows per minute
-_ROLES = {"app.backends.bridge": "bridge", DEPLOYMENT_NAME: "replica"}
+_BRIDGE = "app.backends.bridge"
 
 
 class Sluice:
-    """The product, asked on its native route."""
+    """The product, asked on its native route in JSON and float32, and by the Open Inference Protocol in binary."""
 
     name = "sluice"
-    lanes = ("json", "binary")
+    title = "Sluice"
+    lanes: tuple[str, ...] = ("json", "binary")
 
     @contextmanager
-    def start(self, model: ServedModel, folder: Path) -> Iterator[Running]:
+    def start(self, model: Model, folder: Path) -> Iterator[Running]:
+        """As `System.start`."""
         secret = secrets.token_urlsafe(48)
         port = free_port()
         try:
@@ -64,7 +67,7 @@ class Sluice:
                 log = folder / "gateway.log"
                 with running(command, folder=folder, environment=environment, log=log) as gateway:
                     _deploy(ray, model)
-                    _wait_for_both_arms(port)
+                    _wait_for_both_arms(port, gateway, log)
                     yield _running(port, secret, gateway.pid, ray.pid)
         except (LocalRayFailed, DeployFailed) as error:
             raise NotUp(str(error)) from error
@@ -86,13 +89,14 @@ class GatewayFigures:
 
 
 def _running(port: int, secret: str, gateway: int, ray: int) -> Running:
-    token = _token(secret, "predict")
+    token = {"Authorization": f"Bearer {_token(secret, 'predict')}"}
     operator = {"Authorization": f"Bearer {_token(secret, 'ops')}"}
+    native = "/ray-serve/predict"
     return Running(
         port=port,
         lanes={
-            "json": _native_lane("application/json", token),
-            "binary": _native_lane("application/octet-stream", token),
+            "json": Lane(native, {**token, **JSON}, lanes.json_body("data"), from_native),
+            "binary": Lane(native, {**token, **BYTES}, lanes.raw_body, from_native),
         },
         roots=(gateway, ray),
         role=lambda pid, command: "gateway" if pid == gateway else _role_of(command),
@@ -100,26 +104,16 @@ def _running(port: int, secret: str, gateway: int, ray: int) -> Running:
     )
 
 
-def _native_lane(content_type: str, token: str) -> Lane:
-    encode = {"application/json": as_json, "application/octet-stream": as_binary}[content_type]
-    return Lane(
-        method="POST",
-        path="/ray-serve/predict",
-        headers={"Authorization": f"Bearer {token}", "Content-Type": content_type},
-        body=lambda windows: encode(windows)[1],
-        probabilities=_native_probabilities,
-    )
-
-
-def _native_probabilities(response: httpx.Response) -> npt.NDArray[np.floating[Any]]:
-    answer = response.json()
+def from_native(response: bytes) -> FloatArray:
+    """Class probabilities of an answer of the native route. Raises `ValueError` where legacy gave it."""
+    answer = orjson.loads(response)
     if answer["backend"] != "ray_serve":
         raise ValueError(f"answered by {answer['backend']}, not by Ray Serve")
-    return np.array(answer["predictions"]["classification_probs"])
+    return np.array(answer["predictions"]["classification_probs"], np.float32)
 
 
 def _role_of(command: str) -> str:
-    return next((role for part, role in _ROLES.items() if part in command), "ray system")
+    return "bridge" if _BRIDGE in command else ray_role(command, "other")
 
 
 def _token(secret: str, scopes: str) -> str:
@@ -134,10 +128,10 @@ def _token(secret: str, scopes: str) -> str:
     )
 
 
-def _gateway_environment(model: ServedModel, folder: Path, secret: str) -> dict[str, str]:
+def _gateway_environment(model: Model, folder: Path, secret: str) -> dict[str, str]:
     return {
         "MODEL_REGISTRY_PATH": str(model.registry.resolve()),
-        "GATEWAY_MODEL": model.model,
+        "GATEWAY_MODEL": model.name,
         "GATEWAY_ENGINE": model.engine,
         "GATEWAY_JWT_SECRET": secret,
         "GATEWAY_STATE_DIR": str(folder / "state"),
@@ -145,11 +139,11 @@ def _gateway_environment(model: ServedModel, folder: Path, secret: str) -> dict[
     }
 
 
-def _deploy(ray: LocalRay, model: ServedModel) -> None:
+def _deploy(ray: LocalRay, model: Model) -> None:
     registry = str(model.registry.resolve())
-    version = Registry(model.registry).resolve(model.model, "latest")
-    serves = Served.model_validate(
-        {"registry_path": registry, "model": model.model, "version": version, "engine": model.engine}
+    version = Registry(model.registry).resolve(model.name, "latest")
+    serves = ServedModel.model_validate(
+        {"registry_path": registry, "model": model.name, "version": version, "engine": model.engine}
     )
     application = ServedApplication(serves=serves)
     config = build_config(application)
@@ -161,9 +155,11 @@ def _deploy(ray: LocalRay, model: ServedModel) -> None:
         api.wait_running(application.name, timeout_s=_TIMEOUT_S, on_progress=lambda _: None, clock=time.monotonic)
 
 
-def _wait_for_both_arms(port: int) -> None:
+def _wait_for_both_arms(port: int, gateway: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
+        if gateway.poll() is not None:
+            raise NotUp(f"the gateway ended with exit code {gateway.returncode} while starting; see {log}")
         try:
             arms = httpx.get(f"http://{HOST}:{port}/health", timeout=5.0, trust_env=False).json()["arms"]
         except httpx.HTTPError:
@@ -171,4 +167,4 @@ def _wait_for_both_arms(port: int) -> None:
         if len(arms) > 1 and all(arm["status"] in ("healthy", "degraded") for arm in arms):
             return
         time.sleep(0.1)
-    raise NotUp(f"not every arm of the gateway was healthy after {_TIMEOUT_S:.0f} s")
+    raise NotUp(f"not every arm of the gateway was healthy after {_TIMEOUT_S:.0f} s; see {log}")

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-import numpy as np
-import numpy.typing as npt
-
 from benchmarks.cpu import Role
-from benchmarks.peers.served import ServedModel
-from benchmarks.request import Request
+from benchmarks.peers.catalogue import Model, Peer
+from benchmarks.peers.lanes import Lane
+from benchmarks.processes import NotUp, free_port, running, wait_until_answered
+from benchmarks.request import HOST, Request
 from serve_app.contract import FloatArray
 
+_START_TIMEOUT_S = 120.0
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """One way to ask a system: a protocol and a body.
 
-    Attributes:
-        method, path, headers: Of the request.
-        body: The body that asks for windows float32[B,F,T].
-        probabilities: The class probabilities [B,C] in a response.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: Callable[[FloatArray], bytes]
-    probabilities: Callable[[httpx.Response], npt.NDArray[np.floating[Any]]]
+def ray_role(command: str, otherwise: str) -> str:
+    """What a process of a system on Ray is for, by its command line."""
+    if "ray::ServeReplica" in command:
+        return "replica"
+    is_ray = any(part in command for part in ("ray::", "ray-dashboard", "/ray/", "ray.scripts", "ray.util", "raylet"))
+    return "ray system" if is_ray else otherwise
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Running:
     port: int
     lanes: Mapping[str, Lane]
     roots: tuple[int, ...]
-    role: Role = lambda pid, command: "server"
+    role: Role
     facts: Callable[[], dict[str, Any]] = field(default=dict)
 
     def request(self, lane: str, windows: FloatArray) -> Request:
@@ -64,13 +55,18 @@ class System(Protocol):
 
     Attributes:
         name: How it is called in the results.
+        title: How tables call it.
         lanes: Names of the ways it can be asked in.
     """
 
-    name: str
-    lanes: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def lanes(self) -> tuple[str, ...]: ...
 
-    def start(self, model: ServedModel, folder: Path) -> AbstractContextManager[Running]:
+    def start(self, model: Model, folder: Path) -> AbstractContextManager[Running]:
         """Start it and wait until it answers; its whole process tree is gone when the context ends.
 
         Args:
@@ -80,3 +76,25 @@ class System(Protocol):
         Raises:
             NotUp: It did not come up.
         """
+
+
+class PeerSystem:
+    """A peer of the catalogue as a system."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self.name = peer.name
+        self.title = peer.title
+        self.lanes: tuple[str, ...] = tuple(peer.lanes)
+
+    @contextmanager
+    def start(self, model: Model, folder: Path) -> Iterator[Running]:
+        """As `System.start`."""
+        lanes: dict[str, Lane] = {str(name): lane for name, lane in self._peer.lanes.items()}
+        peer, port, log = self._peer, free_port(), folder / f"{self.name}.log"
+        if not peer.is_installed:
+            raise NotUp(f"{peer.title} is not installed: there is no {peer.python}; see benchmarks/peers/README.md")
+        command = peer.command(port, model)
+        with running(command, folder=folder, environment=peer.environment, log=log) as process:
+            wait_until_answered(f"http://{HOST}:{port}{peer.ready}", process, timeout_s=_START_TIMEOUT_S, log=log)
+            yield Running(port, lanes, (process.pid,), lambda pid, command: ray_role(command, "server"))
