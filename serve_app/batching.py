@@ -51,7 +51,11 @@ class _Job:
     def accept(self, answer: Prediction) -> None:
         self.answers.append(answer)
         if sum(map(len, self.answers)) == len(self.windows) and not self.outcome.done():
-            self.outcome.set_result(Prediction.join(self.answers))
+            # The last slice's times add up to the whole wait: while earlier ones ran, it waited.
+            joined = Prediction.join(self.answers)
+            self.outcome.set_result(
+                replace(joined, model_time_ms=answer.model_time_ms, batch_wait_ms=answer.batch_wait_ms)
+            )
 
     def fail(self, error: Exception) -> None:
         if not self.outcome.done():

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,18 @@ class PlacedModel(GatedModel):
         self.threads.append(threading.get_ident())
         self.done_before.append(list(self.done))
         return super().predict(windows, options)
+
+
+class TimedModel(GatedModel):
+    """Takes 10 ms of a clock for each window."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def predict(self, windows: FloatArray, options: Options) -> Prediction:
+        self.clock.now += 0.010 * len(windows)
+        return replace(super().predict(windows, options), model_time_ms=10.0 * len(windows))
 
 
 class ShortModel(GatedModel):
@@ -179,6 +192,13 @@ async def test_the_time_in_the_queue_is_told(caller: Caller, clock: FakeClock) -
     clock.now += 0.25
     await caller.release()
     assert (await call).batch_wait_ms == pytest.approx(250)
+
+
+async def test_the_times_of_a_split_call_add_up_to_its_whole_wait(caller: Caller, clock: FakeClock) -> None:
+    started = clock.now
+    answer = await caller.send(*range(11), model=TimedModel(clock))
+    waited_ms = 1e3 * (clock.now - started)
+    assert answer.batch_wait_ms + answer.model_time_ms == pytest.approx(waited_ms) == pytest.approx(110)
 
 
 async def test_expired_work_never_reaches_the_model(caller: Caller, clock: FakeClock, model: GatedModel) -> None:
