@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from app.bench.report import describe_ms
 from benchmarks.peers.catalogue import Model
-from benchmarks.request import describe_ms
 from serve_app.contract import FloatArray, Options
 from serve_app.engine import WITHOUT_ARTEFACT, Engine, load_engine
 from serve_app.registry import Registry

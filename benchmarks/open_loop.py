@@ -1,8 +1,9 @@
 """The open loop: requests are due at times drawn beforehand, and their latency counts from then.
 
 A server that stalls is asked no less: what became due meanwhile waits here, and its wait is part of its latency, so a
-stall cannot hide (no coordinated omission). `app.bench.load` has the same rule for tens to hundreds of requests per
-second, with a task for each caller; this one is callbacks only, because it sends thousands beside what it measures.
+stall cannot hide (no coordinated omission). `app.bench.load` keeps the same rule with evenly spaced requests and the
+event loop's timers, which round to milliseconds: good for a gateway far away, and up to half a millisecond early or
+late. Here answers take that long, so requests leave by the kernel's timer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
+from app.bench.report import describe_ms
 from benchmarks.alarm import Alarm
-from benchmarks.request import HOST, Measured, Request, describe_ms
+from benchmarks.request import HOST, Measured, Request
 
 CONNECTION = "connection"
 UNANSWERED = "unanswered"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 HOST = "127.0.0.1"  # load goes to loopback, always
-PERCENTILES = (50.0, 90.0, 99.0)
 
 Loop = Literal["closed", "open"]
 
@@ -45,7 +41,7 @@ class Measured:
         seconds: How long requests were sent.
         answered: Requests answered with 200.
         failed: All others by HTTP status or what happened; none is dropped.
-        latency_ms: `p50`, `p90`, `p99`, `max` of the answered; open loop: from when a request was due.
+        latency_ms: `p50`, `p90`, `p99`, `max` and more of the answered; open loop: from when a request was due.
         due_rps: Requests due per second in the open loop.
         late_ms: The same figures of how late the generator sent what had a free connection: its own fault.
         generator_cpu_s: CPU seconds of the generator.
@@ -67,13 +63,3 @@ class Measured:
     def row(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "answered_rps": self.answered_rps}
-
-
-def describe_ms(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float | None]:
-    """Percentiles and maximum in milliseconds; None each where there is nothing to describe."""
-    names = [*(f"p{q:g}" for q in PERCENTILES), "max"]
-    if len(seconds) == 0:
-        return dict.fromkeys(names)
-    ms = 1e3 * np.asarray(seconds, np.float64)
-    values = [*np.percentile(ms, PERCENTILES), ms.max()]
-    return {name: round(float(value), 4) for name, value in zip(names, values, strict=True)}
