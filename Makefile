@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed-
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format train bench-latency clean
+.PHONY: help run test check format train bench bench-full bench-latency peers clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,17 +30,27 @@ format: $(SETUP)check ## Put the code into its format
 train: $(SETUP)train ## Walk-forward training on the shipped bars, the model card, a new version in models/
 	$(BIN)/sluice train
 
-bench-latency: $(SETUP)run ## What gateway and Ray add to the bare engine at one connection
-	$(BIN)/python benchmarks/added_latency.py
+bench: $(SETUP)bench peers ## Sluice beside its peers, 15 minutes; report in .bench/ (ARGS="--rounds 1 --seconds 1")
+	$(BIN)/python -m benchmarks run $(ARGS)
+
+bench-full: $(SETUP)bench peers ## The same with every peer, lane and number of connections; hours
+	$(BIN)/python -m benchmarks run --full $(ARGS)
+
+bench-latency: $(SETUP)bench ## What gateway and Ray add to the bare engine at one connection
+	$(BIN)/python -m benchmarks latency $(ARGS)
+
+peers: ## Environments of the servers that `make bench` measures against, more than 1 GB
+	@PYTHON=$(PYTHON) benchmarks/peers/setup
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .run .bench .pytest_cache .mypy_cache .ruff_cache
 
 # One stamp for each set of extras; pins of everything below our direct dependencies are in constraints.txt.
 $(SETUP)run: EXTRAS :=
 $(SETUP)train: EXTRAS := [train]
 $(SETUP)test: EXTRAS := [test]
 $(SETUP)check: EXTRAS := [check]
+$(SETUP)bench: EXTRAS := [bench]
 $(SETUP)%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	    { echo "Sluice needs Python 3.11 to 3.13; this is $$($(PYTHON) --version 2>&1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
