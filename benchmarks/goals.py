@@ -90,7 +90,11 @@ def _served_goals(results: Results) -> Iterable[Verdict]:
         results, Verdict("about 1 ms per window, 8 per request: share of the bare engine", 0.8, True, share, ""), small
     )
     ours = Key("sluice", SHIPPED, "binary")
-    others = [Key(name, SHIPPED, lane) for name in (*PYTHON_PEERS, "document_stack") for lane in ("binary", "json", "json_orjson")]
+    others = [
+        Key(name, SHIPPED, lane)
+        for name in (*PYTHON_PEERS, "document_stack")
+        for lane in ("binary", "json", "json_orjson")
+    ]
     yield _faster(results, "shipped model, binary, over Triton", 1.3, ours, Key("triton", SHIPPED, "binary"))
     yield _faster(results, "shipped model, binary, over the best other peer", 1.0, ours, _best(results, others))
 

@@ -30,7 +30,7 @@ from app.serve_api import DeployFailed, ServeApi
 from app.settings import PREFIX
 from benchmarks.peers import lanes
 from benchmarks.peers.catalogue import Model
-from benchmarks.peers.lanes import BYTES, JSON, Lane
+from benchmarks.peers.lanes import BYTES, JSON, OIP_BINARY, Lane
 from benchmarks.processes import NotUp, free_port, running
 from benchmarks.request import HOST
 from benchmarks.systems import Running, ray_role
@@ -48,7 +48,7 @@ class Sluice:
 
     name = "sluice"
     title = "Sluice"
-    lanes: tuple[str, ...] = ("json", "binary")
+    lanes: tuple[str, ...] = ("json", "binary", "oip_binary")
 
     @contextmanager
     def start(self, model: Model, folder: Path) -> Iterator[Running]:
@@ -68,7 +68,7 @@ class Sluice:
                 with running(command, folder=folder, environment=environment, log=log) as gateway:
                     _deploy(ray, model)
                     _wait_for_both_arms(port, gateway, log)
-                    yield _running(port, secret, gateway.pid, ray.pid)
+                    yield _running(model, port, secret, gateway.pid, ray.pid)
         except (LocalRayFailed, DeployFailed) as error:
             raise NotUp(str(error)) from error
 
@@ -88,7 +88,7 @@ class GatewayFigures:
         return {"windows_by_arm": by_arm}
 
 
-def _running(port: int, secret: str, gateway: int, ray: int) -> Running:
+def _running(model: Model, port: int, secret: str, gateway: int, ray: int) -> Running:
     token = {"Authorization": f"Bearer {_token(secret, 'predict')}"}
     operator = {"Authorization": f"Bearer {_token(secret, 'ops')}"}
     native = "/ray-serve/predict"
@@ -97,6 +97,9 @@ def _running(port: int, secret: str, gateway: int, ray: int) -> Running:
         lanes={
             "json": Lane(native, {**token, **JSON}, lanes.json_body("data"), from_native),
             "binary": Lane(native, {**token, **BYTES}, lanes.raw_body, from_native),
+            "oip_binary": Lane(
+                f"/v2/models/{model.name}/infer", {**token, **OIP_BINARY}, lanes.oip_binary_body, lanes.from_oip_binary
+            ),
         },
         roots=(gateway, ray),
         role=lambda pid, command: "gateway" if pid == gateway else _role_of(command),

@@ -35,7 +35,8 @@ class Running:
         lanes: How it is asked, by name.
         roots: Its processes; everything below them is its own too.
         role: Names what each process is for.
-        facts: What else it tells of itself, asked when a load is over; plain values for JSON.
+        facts: Counters that it keeps of itself, asked before and after a load; plain values for JSON.
+        prepared: Requests that were checked and warmed up, by lane and windows.
     """
 
     port: int
@@ -43,6 +44,7 @@ class Running:
     roots: tuple[int, ...]
     role: Role
     facts: Callable[[], dict[str, Any]] = field(default=dict)
+    prepared: dict[tuple[str, int], Request] = field(default_factory=dict)
 
     def request(self, lane: str, windows: FloatArray) -> Request:
         """The request for these windows in a lane."""
