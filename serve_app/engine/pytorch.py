@@ -12,6 +12,7 @@ from serve_app import cuda
 from serve_app.contract import FloatArray
 from serve_app.engine.base import GraphEngine, Setup
 from serve_app.engine.graph import Graph, frozen, trace
+from serve_app.engine.memory import keep_freed_memory
 from serve_app.engine.weights import load_model
 from serve_app.registry import Artefact
 
@@ -37,6 +38,7 @@ class TorchEngine(GraphEngine):
     def __init__(self, artefact: Artefact, setup: Setup, *, traced: bool = True) -> None:
         device = cuda.available(setup.device)
         cuda.prepare(device, setup.gpu_share)
+        keep_freed_memory()
         model = load_model(artefact.config, artefact.weights).fold()
         super().__init__(artefact, model, device)
         self._threads = setup.threads
