@@ -83,19 +83,29 @@ class ProblemDocument(BaseModel):
     instance: str = Field(description="The request's id.")
 
 
+# The request headers of every prediction route, and its token.
+Token = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
+TimeoutMs = Annotated[
+    int | None, Header(alias="x-request-timeout-ms", ge=1, description="Deadline; also the gateway's limit.")
+]
+RequestId = Annotated[str | None, Header(alias="x-request-id", pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+RouteTo = Annotated[
+    str | None, Header(alias="x-route-to", pattern="^(ray_serve|legacy)$", description="Needs the scope ops.")
+]
+RouteKey = Annotated[str | None, Header(alias="x-route-key", description="Only for principals allowed by setting.")]
+
+
 async def describe_predict(  # pragma: no cover  # only its signature is used
     body: PredictionRequest,
     *,
-    _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+    _: Token,
     return_uncertainty: Annotated[bool | None, Query(description="With a binary body.")] = None,
     use_ensemble: Annotated[bool | None, Query(description="With a binary body.")] = None,
     return_features: Annotated[bool | None, Query(description="With a binary body.")] = None,
-    x_request_timeout_ms: Annotated[int | None, Header(ge=1, description="Deadline; also the gateway's limit.")] = None,
-    x_request_id: Annotated[str | None, Header(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = None,
-    x_route_to: Annotated[
-        str | None, Header(pattern="^(ray_serve|legacy)$", description="Needs the scope ops.")
-    ] = None,
-    x_route_key: Annotated[str | None, Header(description="Only for principals allowed by setting.")] = None,
+    timeout_ms: TimeoutMs = None,
+    request_id: RequestId = None,
+    route_to: RouteTo = None,
+    route_key: RouteKey = None,
 ) -> PredictionResponse:
     """Predict for one window or a batch. Needs a token with the scope `predict`."""
     raise NotImplementedError

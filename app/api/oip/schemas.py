@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Header, Path, Security
-from fastapi.security import HTTPAuthorizationCredentials
+from fastapi import Header, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.deps import BEARER
 from app.api.oip.codec import MAX_ID_CHARS
 from app.api.oip.tensors import DATATYPE, INPUT, INPUT_SHAPE, ON_REQUEST, OUTPUT_SHAPES
+from app.api.schemas import RequestId, RouteKey, RouteTo, TimeoutMs, Token
 
 
 class Live(BaseModel):
@@ -152,38 +151,49 @@ _REFUSALS = {
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for these statuses."""
-    return {status: {"description": _REFUSALS[status], "model": Error} for status in statuses}
+    """OpenAPI's `responses` for these statuses and, as the protocol has no 422, for whatever else may come."""
+    documented: dict[int | str, dict[str, Any]] = {
+        status: {"description": _REFUSALS[status], "model": Error} for status in statuses
+    }
+    return {**documented, "default": {"description": "Any other refusal.", "model": Error}}
 
 
-_ModelName = Annotated[str, Path()]
-_Token = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
 _HeaderLength = Annotated[
     int | None,
     Header(
-        alias="Inference-Header-Content-Length",
+        alias="inference-header-content-length",
         ge=0,
         description="Length of the JSON where bytes follow it; 0 where the body is the input's bytes alone.",
     ),
 ]
-_Timeout = Annotated[int | None, Header(alias="X-Request-Timeout-Ms", ge=1, description="Deadline.")]
-_Body = InferRequestBody
 
 
 async def describe_infer(  # pragma: no cover  # only its signature is used
-    model: _ModelName, body: _Body, _: _Token, header_length: _HeaderLength = None, timeout_ms: _Timeout = None
+    model: Annotated[str, Path()],
+    body: InferRequestBody,
+    *,
+    _: Token,
+    header_length: _HeaderLength = None,
+    timeout_ms: TimeoutMs = None,
+    request_id: RequestId = None,
+    route_to: RouteTo = None,
+    route_key: RouteKey = None,
 ) -> InferResponseBody:
     """Predict, by whichever version is served. Needs a token with the scope `predict`."""
     raise NotImplementedError
 
 
 async def describe_infer_by_version(  # pragma: no cover  # only its signature is used
-    model: _ModelName,
+    model: Annotated[str, Path()],
     version: Annotated[str, Path()],
-    body: _Body,
-    _: _Token,
+    body: InferRequestBody,
+    *,
+    _: Token,
     header_length: _HeaderLength = None,
-    timeout_ms: _Timeout = None,
+    timeout_ms: TimeoutMs = None,
+    request_id: RequestId = None,
+    route_to: RouteTo = None,
+    route_key: RouteKey = None,
 ) -> InferResponseBody:
     """Predict by this version and no other. Needs a token with the scope `predict`."""
     raise NotImplementedError
