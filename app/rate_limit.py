@@ -14,9 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from limits import RateLimitItemPerSecond
 from limits.aio.storage import SlidingWindowCounterSupport, Storage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 _WINDOW_S = 60
 
@@ -66,18 +64,16 @@ class SlidingWindowLimiter:
 
     def __init__(self, storage: Counters, *, limit: int, policy: str = "predict") -> None:
         self._storage = storage
-        self._strategy = SlidingWindowCounterRateLimiter(storage)
-        self._item = RateLimitItemPerSecond(limit, _WINDOW_S, namespace=policy)
+        self._limit = limit
         self._policy = policy
 
     async def spend(self, account: str, cost: int) -> Allowance:
         """Count `cost` windows against the account, or refuse and count nothing."""
-        admitted = await self._strategy.hit(self._item, account, cost=cost)
-        previous, previous_ttl_s, current, current_ttl_s = await self._storage.get_sliding_window(
-            self._item.key_for(account), _WINDOW_S
-        )
+        key = f"{self._policy}/{account}"
+        limit = self._limit
+        admitted = await self._storage.acquire_sliding_window_entry(key, limit, _WINDOW_S, cost)
+        previous, previous_ttl_s, current, current_ttl_s = await self._storage.get_sliding_window(key, _WINDOW_S)
         left_s = current_ttl_s - _WINDOW_S  # the library's counters live for two windows
-        limit = self._item.amount
         used = math.floor(previous * previous_ttl_s / _WINDOW_S + current)
         wait_s = left_s if admitted else _wait_s(previous, current, left_s, limit - cost)
         return Allowance(admitted, limit, _WINDOW_S, max(0, limit - used), max(1, math.ceil(wait_s)), self._policy)

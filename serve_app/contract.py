@@ -203,8 +203,11 @@ class Prediction:
 
     def rows(self, start: int, stop: int) -> Prediction:
         """The answer for windows start..stop of the batch, as views."""
-        views: dict[str, Any] = {name: array[start:stop] for name, array in self._arrays()}
-        return replace(self, **views)
+        views: Any = dict.fromkeys(_ARRAYS)
+        for name, array in self._arrays():
+            views[name] = array[start:stop]
+        model = self.model_name, self.model_version, self.model_time_ms, self.batch_wait_ms
+        return Prediction(*views.values(), *model)  # quicker than `replace`, in the order of the fields
 
     def check(self) -> None:
         """Refuse an answer that no caller may act on.

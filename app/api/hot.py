@@ -9,31 +9,29 @@ the FastAPI application, which documents it; the protocol that it speaks is its 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import authenticate, require_scope
+from app.api.patience import Patience
 from app.auth import Principal, TokenVerifier
 from app.backends.base import Call
-from app.errors import BadRequest, ClientGone, Forbidden, RateLimited, problem_of
+from app.errors import BadRequest, Forbidden, RateLimited, problem_of
 from app.observability.ledger import Ledger
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Allowance, RateLimiter
 from app.rollout.choice import hash_principal
 from app.rollout.dispatch import CANARY, STABLE, Dispatcher, Served
-from serve_app.contract import DeadlineExceeded, FloatArray, ModelNotFound, Options, ServingError
+from serve_app.contract import FloatArray, ModelNotFound, Options, ServingError
 
 _LOGGER = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -196,19 +194,17 @@ class HotPath:
         wish = self._read_wish(headers, principal, ledger)
         account = hash_principal(self._sticky_key, principal.account)
         ledger.facts["principal"] = account
-        try:
-            async with asyncio.timeout(self._left_s(wish)) as limit:
-                asked = await self._dialect.read(scope, headers, receive)
-                if asked.timeout_ms is not None:
-                    deadline = ledger.started_at + asked.timeout_ms / 1e3
-                    wish = replace(wish, deadline=min(wish.deadline, deadline))
-                    limit.reschedule(asyncio.get_running_loop().time() + self._left_s(wish))
-                ledger.close_stage("decode")
-                allowance = await self._spend(account, len(asked.windows))
-                ledger.close_stage("limit")
-                served = await while_connected(receive, self._predict(asked, wish, account, principal, ledger))
-        except TimeoutError:
-            raise DeadlineExceeded from None
+        with Patience(self._left_s(wish)) as patience:
+            asked = await self._dialect.read(scope, headers, receive)
+            if asked.timeout_ms is not None:
+                deadline = ledger.started_at + asked.timeout_ms / 1e3
+                wish = replace(wish, deadline=min(wish.deadline, deadline))
+                patience.shorten(self._left_s(wish))
+            ledger.close_stage("decode")
+            allowance = await self._spend(account, len(asked.windows))
+            ledger.close_stage("limit")
+            patience.watch(receive)
+            served = await self._predict(asked, wish, account, principal, ledger)
         ledger.close_call(served.answer.stages_ms)
         body, described = self._dialect.write(asked, served, ledger, wish.client_request_id)
         ledger.close_stage("encode")
@@ -329,36 +325,6 @@ def single_headers(scope: Scope, names: frozenset[bytes]) -> dict[bytes, bytes]:
                 raise BadRequest("a header that must be single is given twice")
             found[name] = value
     return found
-
-
-async def while_connected(receive: Receive, work: Awaitable[_T]) -> _T:
-    """Await `work` in this very task, and cancel it as soon as the client leaves.
-
-    Args:
-        receive: Of a request whose body has been read; all that can still come is the disconnect.
-        work: What the client waits for.
-
-    Raises:
-        ClientGone: The client left first.
-    """
-    task = asyncio.current_task()
-    assert task is not None, "a request is always a task"
-    watch = asyncio.ensure_future(_cancel_on_disconnect(receive, task))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.done() and not watch.cancelled():
-            task.uncancel()
-            raise ClientGone from None
-        raise
-    finally:
-        watch.cancel()
-
-
-async def _cancel_on_disconnect(receive: Receive, task: asyncio.Task[Any]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    task.cancel()
 
 
 def _route_to(text: bytes | None, principal: Principal) -> str | None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import IO, Any
 
 _MAX_FIELD_CHARS = 256
@@ -63,11 +64,15 @@ class LineWriter:
         self._thread.start()
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Queue one line; drops it when too many wait."""
+        """Queue one line of any fields."""
+        self.write_line(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+
+    def write_line(self, line: bytes) -> None:
+        """Queue one line that is ASCII already; drops it when too many wait."""
         if len(self._waiting) >= self._max_waiting_lines:
             self.dropped += 1
         else:
-            self._waiting.append(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+            self._waiting.append(line)
 
     def close(self) -> None:
         """Write what waits and end the thread; waits two seconds for a stream that does not take it."""
@@ -106,7 +111,13 @@ class JsonHandler(logging.Handler):
 
 def timestamp() -> str:
     """Now by the wall clock, UTC, milliseconds, RFC 3339."""
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+    second, fraction = divmod(time.time(), 1)
+    return f"{_second(second)}.{int(1000 * fraction):03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _second(second: float) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 # They speak of every request that goes out, and quote what the other side said.

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_fastapi_instrumentator.metrics import Info
 
+from app.observability.histogram import BufferedHistogram
 from app.observability.ledger import STAGES
 from serve_app.contract import ERRORS_BY_CODE
 
@@ -36,7 +37,8 @@ class Metrics:
         self._versions: set[str] = set()
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry, multiprocess_mode="mostrecent")
-        histogram = partial(Histogram, registry=self.registry, buckets=LATENCY_BUCKETS_S)
+        kind = BufferedHistogram if multiproc_dir is None else Histogram
+        histogram = partial(kind, registry=self.registry, buckets=LATENCY_BUCKETS_S)
 
         by_version = ["model_version"]
         self._requests = counter(

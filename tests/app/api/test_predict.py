@@ -9,8 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.hot import while_connected
-from app.errors import PROBLEM_JSON, ClientGone
+from app.errors import PROBLEM_JSON
 from app.rollout.choice import hash_principal
 from serve_app.contract import (
     ERRORS_BY_CODE,
@@ -669,30 +668,6 @@ async def test_a_client_that_stays_is_answered(gateway: GatewayUnderTest) -> Non
     connection = Connection(gateway, some_windows(1).tobytes())
     await gateway.app(connection.scope, connection.receive, connection.send)
     assert [message.get("status") for message in connection.sent] == [200, None]
-
-
-async def test_a_client_that_leaves_as_the_deadline_ends_is_one_that_left() -> None:
-    async def receive() -> dict[str, str]:
-        return {"type": "http.disconnect"}
-
-    with pytest.raises(ClientGone):
-        async with asyncio.timeout(0):
-            await while_connected(receive, asyncio.sleep(60))
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0  # nothing is left that would end what the task does next
-    await asyncio.sleep(0)
-
-
-async def test_a_request_that_the_server_cancels_is_not_taken_for_a_client_that_left() -> None:
-    async def receive() -> dict[str, str]:
-        return await asyncio.get_running_loop().create_future()
-
-    request = asyncio.create_task(while_connected(receive, asyncio.sleep(60)))
-    await asyncio.sleep(0)
-    request.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await request
 
 
 # --- method and documentation
