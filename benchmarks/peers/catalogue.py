@@ -78,6 +78,9 @@ class Peer:
 
 _PYTHON_PEERS = ENVIRONMENTS / "python" / "bin" / "python"
 _FIELD = "data"
+_DOCUMENT_LANES: Mapping[LaneName, Lane] = {
+    "json": Lane("/ray-serve/predict", JSON, lanes.json_body(_FIELD), lanes.from_document)
+}
 _MOSEC_LANES: Mapping[LaneName, Lane] = {
     "json": Lane("/json", JSON, lanes.json_body(_FIELD), lanes.from_columns),
     "json_orjson": Lane("/json-orjson", JSON, lanes.json_body(_FIELD), lanes.from_columns),
@@ -90,7 +93,16 @@ _PEERS = (
         title="design document's stack",
         python=Path(sys.executable),  # its pins are ours: FastAPI, Ray Serve
         ready="/ray-serve/stats",
-        lanes={"json": Lane("/ray-serve/predict", JSON, lanes.json_body(_FIELD), lanes.from_document)},
+        lanes=_DOCUMENT_LANES,
+    ),
+    Peer(
+        name="document_stack_tuned",
+        title="design document's stack, Serve tuned",
+        python=Path(sys.executable),
+        ready="/ray-serve/stats",
+        lanes=_DOCUMENT_LANES,
+        folder="document_stack",
+        options=("--tuned",),
     ),
     Peer(
         name="triton",
