@@ -286,7 +286,7 @@ class HotPath:
         self._statistics.count_answer(
             served.answer.prediction.model_version,
             windows=reply.n_windows,
-            group_windows=served.answer.group_windows or reply.n_windows,
+            groups=served.answer.groups,
             duration_ms=1e3 * seconds,
             stages_ms=ledger.stages_ms,
         )

@@ -60,12 +60,12 @@ class Answer:
         prediction: For exactly the call's windows, in their order.
         stages_ms: Milliseconds by stage, from the closed set queue (waiting in the gateway for a slot), transport
             (between gateway and model, both ways), batch (waiting at the model) and model (the forward pass).
-        group_windows: Windows of the group in which they were sent; 0 where they were not part of one.
+        groups: For each part of the call, its windows and those of the group in which it was sent.
     """
 
     prediction: Prediction
     stages_ms: dict[str, float] = field(default_factory=dict)
-    group_windows: int = 0
+    groups: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

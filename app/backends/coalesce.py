@@ -52,6 +52,7 @@ class Part:
     windows: FloatArray
     _caller: _Caller = field(repr=False)
     _prediction: Prediction | None = field(default=None, repr=False)
+    _group_windows: int = field(default=0, repr=False)
     _flight: _Flight | None = field(default=None, repr=False)
 
     @property
@@ -315,8 +316,8 @@ class _Caller:
     def expire(self) -> None:
         self.fail(DeadlineExceeded("the deadline passed before there was an answer"))
 
-    def deliver(self, part: Part, prediction: Prediction, sent: float, now: float) -> None:
-        part._prediction = prediction
+    def deliver(self, part: Part, prediction: Prediction, group_windows: int, sent: float, now: float) -> None:
+        part._prediction, part._group_windows = prediction, group_windows
         self._missing -= 1
         if self._missing or self.answer.done():
             return
@@ -325,7 +326,8 @@ class _Caller:
             self.fail(Unavailable("the model was replaced while the request was being answered"))
         else:
             # The part that came last is the one the caller waited for: its stages add up to the whole wait.
-            self.answer.set_result(Answer(Prediction.join(predictions), self._stages_ms(prediction, sent, now)))
+            groups = tuple((len(p.windows), p._group_windows) for p in self.parts)
+            self.answer.set_result(Answer(Prediction.join(predictions), self._stages_ms(prediction, sent, now), groups))
 
     def _stages_ms(self, prediction: Prediction, sent: float, now: float) -> dict[str, float]:
         at_model_ms = prediction.batch_wait_ms + prediction.model_time_ms
@@ -364,7 +366,7 @@ class _Flight:
             stop = start + len(part.windows)
             rows = prediction if len(parts) == 1 else prediction.rows(start, stop)
             if all_sound or (len(parts) > 1 and _is_sound(rows)):
-                part._caller.deliver(part, rows, self._sent, now)
+                part._caller.deliver(part, rows, len(prediction), self._sent, now)
             else:
                 part._caller.fail(ModelOutputInvalid("the model's answer is none that anybody may act on"))
             start = stop

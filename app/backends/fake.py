@@ -86,7 +86,8 @@ class FakeBackend:
         if self.error is not None:
             raise self.error
         prediction = fake_prediction(len(call.windows), call.options, version=call.version or self.version)
-        return Answer(prediction, {"queue": 0.0, "transport": 0.0, "batch": 0.0, "model": 0.0})
+        stages_ms = {"queue": 0.0, "transport": 0.0, "batch": 0.0, "model": 0.0}
+        return Answer(prediction, stages_ms, ((len(call.windows), len(call.windows)),))
 
     def status(self) -> BackendStatus:
         if not self.ready:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +33,11 @@ class _Compute:
     compute_infer: _Duration = field(default_factory=_Duration)
     compute_output: _Duration = field(default_factory=_Duration)
 
-    def add(self, stages_ms: Mapping[str, float], count: float = 1.0) -> None:
-        """Book a request's stages; of the forward pass that it shared, the part `count`."""
-        self.compute_input.add(stages_ms.get("decode", 0.0), count)
-        self.compute_infer.add(count * stages_ms.get("model", 0.0), count)
-        self.compute_output.add(stages_ms.get("encode", 0.0), count)
+    def add(self, stages_ms: Mapping[str, float], *, part: float = 1.0, share: float = 1.0) -> None:
+        """Book this part of a request, and the share that it had of one execution."""
+        self.compute_input.add(part * stages_ms.get("decode", 0.0), share)
+        self.compute_infer.add(share * stages_ms.get("model", 0.0), share)
+        self.compute_output.add(part * stages_ms.get("encode", 0.0), share)
 
     def document(self) -> dict[str, dict[str, int]]:
         return {name: getattr(self, name).document() for name in ("compute_input", "compute_infer", "compute_output")}
@@ -94,7 +94,7 @@ class InferenceStatistics:
         version: str | None,
         *,
         windows: int,
-        group_windows: int,
+        groups: Iterable[tuple[int, int]],
         duration_ms: float,
         stages_ms: Mapping[str, float],
     ) -> None:
@@ -103,7 +103,7 @@ class InferenceStatistics:
         Args:
             version: That answered; None from a remote service, which does not tell it.
             windows: Of the request.
-            group_windows: Of the group that it travelled in.
+            groups: For each part of it, its windows and those of the group in which it was sent.
             duration_ms: What the caller waited.
             stages_ms: The ledger's stages.
         """
@@ -113,10 +113,11 @@ class InferenceStatistics:
         row.success.add(duration_ms)
         row.queue.add(stages_ms.get("queue", 0.0) + stages_ms.get("batch", 0.0))
         row.compute.add(stages_ms)
-        batch = row.batches.get(group_windows)
-        if batch is None:
-            batch = row.batches[group_windows] = _Compute()
-        batch.add(stages_ms, windows / group_windows)
+        for part_windows, group_windows in groups:
+            batch = row.batches.get(group_windows)
+            if batch is None:
+                batch = row.batches[group_windows] = _Compute()
+            batch.add(stages_ms, part=part_windows / windows, share=part_windows / group_windows)
 
     def count_failure(self, version: str | None, duration_ms: float) -> None:
         """Count one request that reached the model side and failed there.

@@ -50,7 +50,9 @@ def test_calls_of_one_turn_of_the_loop_share_a_group() -> None:
         await loop.settle()
         assert send.marks == [[1, 2, 3]]
         send.answer(0)
-        assert [a.prediction.regression_pred.tolist() for a in await asyncio.gather(*callers)] == [[1], [2], [3]]
+        answers = await asyncio.gather(*callers)
+        assert [a.prediction.regression_pred.tolist() for a in answers] == [[1], [2], [3]]
+        assert [a.groups for a in answers] == [((1, 3),)] * 3
 
     drive(scenario)
 
@@ -97,6 +99,7 @@ def test_a_call_larger_than_a_group_is_split_and_put_together_in_order() -> None
             send.answer(index, model_ms=float(index))
         answer = await caller
         assert answer.prediction.regression_pred.tolist() == list(range(10))
+        assert answer.groups == ((4, 4), (4, 4), (2, 2))
 
     drive(scenario)
 

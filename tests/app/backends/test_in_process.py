@@ -184,6 +184,16 @@ async def test_a_version_not_in_memory_is_loaded_while_its_calls_fail_at_once_an
     await backend.stop()
 
 
+async def test_the_versions_in_memory_are_those_that_are_served() -> None:
+    backend = await started(GatedEngine)
+    assert backend.status().versions is None
+    await until(lambda: backend.status().ready)
+    assert backend.status().versions == {"3"}
+    await fetch(backend, "4")
+    assert backend.status().versions == {"3", "4"}
+    await backend.stop()
+
+
 async def test_a_version_that_cannot_be_had_is_told_and_not_tried_at_every_call() -> None:
     clock = FakeClock(asyncio.get_running_loop().time())
     shelf = Shelf()

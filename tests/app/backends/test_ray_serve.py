@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from app.backends.coalesce import Group
+from app.backends.fake import fake_prediction
 from app.backends.frames import Frame, Kind
 from app.backends.ray_serve import BridgeProcess, RayServeBackend, _environment, _result
-from serve_app.contract import NotReady, Options, ReplicaLost, ServingError
+from serve_app.contract import NotReady, Options, Prediction, ReplicaLost, ServingError
 
 from .hand_driven import HandDrivenLoop, call, drive
 
@@ -67,3 +68,60 @@ async def test_a_group_sent_after_the_connection_is_lost_fails_at_once() -> None
     with pytest.raises(ReplicaLost):
         await asyncio.wait_for(bridge.predict("app", group), 1.0)
     assert bridge._answers == {}
+
+
+class JoinedBridge(BridgeProcess):
+    """Joined to a cluster whose applications each answer with one version.
+
+    Args:
+        serves: Version by application.
+    """
+
+    def __init__(self, serves: dict[str, str | None]) -> None:
+        super().__init__("127.0.0.1:1", "app", {}, clock=lambda: 0.0)
+        self.state = "joined"
+        self.serves = serves
+        self.apps = {app: {"status": "RUNNING", "replicas": 1, "ready": True} for app in serves}
+        self.asked: list[str] = []
+
+    async def predict(self, app: str, group: Group) -> Prediction:
+        self.asked.append(app)
+        return fake_prediction(group.n_windows, version=self.serves[app])  # type: ignore[arg-type]
+
+
+def backend_on(bridge: JoinedBridge, loop: HandDrivenLoop) -> RayServeBackend:
+    backend = RayServeBackend("127.0.0.1:1", app_name="app", clock=loop.time)
+    backend._bridge = bridge
+    return backend
+
+
+def test_what_the_default_application_serves_is_known_from_its_answers() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        bridge = JoinedBridge({"app": "1", "app-2": "2"})
+        backend = backend_on(bridge, loop)
+        assert backend.status().versions is None
+        await backend.predict(call(1))
+        assert backend.status().versions == {"1", "2"}
+        bridge.serves["app"] = "3"
+        await backend.predict(call(1))
+        assert backend.status().versions == {"2", "3"}
+        bridge.apps["app-2"]["ready"] = False
+        assert backend.status().versions == {"3"}
+        bridge.apps["app"]["ready"] = False
+        assert backend.status().versions is None
+
+    drive(scenario)
+
+
+def test_a_version_is_answered_by_the_application_that_serves_it() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        bridge = JoinedBridge({"app": "1", "app-2": "2"})
+        backend = backend_on(bridge, loop)
+        for version in (None, "1", "2"):
+            answer = await backend.predict(call(1, version=version))
+            assert answer.prediction.model_version == (version or "1")
+        assert bridge.asked == ["app", "app", "app-2"]
+        with pytest.raises(NotReady):
+            await backend.predict(call(1, version="99"))
+
+    drive(scenario)

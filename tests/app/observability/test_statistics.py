@@ -12,7 +12,7 @@ def make() -> InferenceStatistics:
 
 
 def answer(statistics: InferenceStatistics, version: str | None, windows: int, group: int) -> None:
-    statistics.count_answer(version, windows=windows, group_windows=group, duration_ms=20.0, stages_ms=STAGES)
+    statistics.count_answer(version, windows=windows, groups=((windows, group),), duration_ms=20.0, stages_ms=STAGES)
 
 
 def figures(statistics: InferenceStatistics, version: str | None) -> dict[str, Any]:
@@ -34,6 +34,21 @@ def test_requests_that_shared_a_group_are_one_execution() -> None:
     assert of_four["compute_infer"] == {"count": 1, "ns": 8_000_000}
     assert of_four["compute_input"] == {"count": 1, "ns": 2_000_000}
     assert document["last_inference"] == 1_800_000_000_250
+
+
+def test_a_request_that_was_split_is_several_executions() -> None:
+    statistics = make()
+    statistics.count_answer(
+        "1", windows=70, groups=((32, 32), (32, 32), (6, 12)), duration_ms=20.0, stages_ms={**STAGES, "decode": 7.0}
+    )
+    answer(statistics, "1", windows=6, group=12)
+    document = statistics.document("1")
+    assert (document["inference_count"], document["execution_count"]) == (76, 3)
+    of_twelve, of_32 = document["batch_stats"]
+    assert of_32["compute_infer"] == {"count": 2, "ns": 16_000_000}
+    assert of_32["compute_input"] == {"count": 2, "ns": 6_400_000}
+    assert of_twelve["compute_infer"] == {"count": 1, "ns": 8_000_000}
+    assert document["inference_stats"]["success"]["count"] == 2
 
 
 def test_versions_are_told_apart_and_a_failure_goes_to_the_one_that_was_named() -> None:
