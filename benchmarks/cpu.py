@@ -32,6 +32,13 @@ def used_s(pids: Iterable[int]) -> dict[Process, float]:
     return found
 
 
+def machine_busy_s() -> float:
+    """CPU seconds that all cores together have been busy, or were taken by the hypervisor (proc(5), `/proc/stat`)."""
+    fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+
+
 def command_of(pid: int) -> str:
     """The command line, or what the process calls itself; empty once it has ended."""
     with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from benchmarks.figures import (
     p99_ms,
     rps,
     share_of_bare,
+    spread,
 )
 from benchmarks.goals import Verdict, judge
 from benchmarks.pictures import draw_all
@@ -56,7 +57,7 @@ def render(results: Results, pictures: Sequence[str] = ()) -> str:
         _one_connection_part(results),
         _sweep_part(results),
         _lane_part(results),
-        _errors_part(results),
+        _remarks_part(results),
         *(f"![{name.removesuffix('.png')}]({name})" for name in pictures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -70,10 +71,16 @@ def _describe(results: Results) -> str:
         f"{machine['started_at']}, commit {machine['commit']}. {machine['cores']} cores of {machine['cpu']}, "
         f"{machine['memory_gib']} GiB, load before {machine['load_average_before'][0]}. Python {machine['python']}, "
         f"{versions}. Engines: {engines}. {plan['rounds']} interleaved rounds, "
-        f"{results.get('seconds_in_all', 0) / 60:.1f} minutes in all. Figures are medians over the rounds, "
-        "with the lowest and the highest in brackets; ratios are taken inside each round. "
+        f"{results.get('seconds_in_all', 0) / 60:.1f} minutes in all{_foreign(results)}. Figures are medians "
+        "over the rounds, with the lowest and the highest in brackets; ratios are taken inside each round. "
         "`python -m benchmarks report` makes this page again from `results.json`."
     )
+
+
+def _foreign(results: Results) -> str:
+    """How much of the machine others took meanwhile: the first thing to look at when figures surprise."""
+    taken = spread(row.get("foreign_cores") for row in results["rows"])
+    return f"; others took {taken.median:.2f} cores (at most {taken.high:.2f})" if taken else ""
 
 
 def _goal_table(verdicts: Iterable[Verdict]) -> str:
@@ -170,13 +177,16 @@ def _lane_part(results: Results) -> str:
     return f"## Models in process (STAC-shaped, unaudited)\n\n{_table(columns, cells)}"
 
 
-def _errors_part(results: Results) -> str:
-    errors = dict.fromkeys(
+def _remarks_part(results: Results) -> str:
+    remarks = dict.fromkeys(
         f"- {row['system']} on {row['model']}{' ' + row['lane'] if 'lane' in row else ''}: {row['error']}"
         for row in results["rows"]
         if "error" in row
     )
-    return "## Not measured\n\n" + "\n".join(errors) if errors else ""
+    legacy = sum(row.get("facts", {}).get("windows_by_arm", {}).get("legacy", 0) for row in results["rows"])
+    if legacy:
+        remarks[f"- {legacy:.0f} windows of Sluice's were answered by legacy, not by Ray Serve"] = None
+    return "## Remarks\n\n" + "\n".join(remarks) if remarks else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

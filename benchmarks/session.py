@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 
 from app.bench.inputs import draw_windows
-from benchmarks.cpu import family, spent_by_role, used_s
+from benchmarks.cpu import family, machine_busy_s, spent_by_role, used_s
 from benchmarks.open_loop import open_loop, poisson_arrivals
 from benchmarks.peers.catalogue import Model
 from benchmarks.processes import NotUp
@@ -174,10 +174,11 @@ def verify(up: Running, lane: str, request: Request, expected: FloatArray) -> No
 
 
 def _account(up: Running, cell: Cell, load: Callable[[], Measured]) -> Row:
-    """A load's figures with the CPU time that the system and the generator spent on each answered request."""
+    """A load's figures, the CPU time that each role spent per answered request, and the cores that others took."""
     facts = up.facts()
-    before = used_s(family(up.roots))
+    before, busy_before_s, began = used_s(family(up.roots)), machine_busy_s(), time.monotonic()
     measured = load()
+    busy_s, wall_s = machine_busy_s() - busy_before_s, time.monotonic() - began
     spent = spent_by_role(before, used_s(family(up.roots)), up.role)
     spent["generator"] = measured.generator_cpu_s
     per_request = 1e3 / max(measured.answered, 1)
@@ -186,6 +187,7 @@ def _account(up: Running, cell: Cell, load: Callable[[], Measured]) -> Row:
         **measured.row(),
         "windows_per_s": measured.answered_rps * cell.windows,
         "cpu_ms": {role: round(seconds * per_request, 4) for role, seconds in spent.items()},
+        "foreign_cores": round(max(0.0, busy_s - sum(spent.values())) / wall_s, 3),
         "facts": _growth(facts, up.facts()),
     }
 
