@@ -9,6 +9,7 @@ Fields and parameters that nobody here knows are ignored, as the protocol's exte
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -28,6 +29,10 @@ from app.errors import BadRequest, InvalidInput
 from serve_app.contract import WINDOW_BYTES, FloatArray, Options, Prediction, as_windows
 
 MAX_ID_CHARS = 256
+
+# A client's requests mostly differ in their bytes alone, so small headers are remembered: 256 KiB at most.
+_MAX_REMEMBERED_BYTES = 1024
+_MAX_REMEMBERED = 256
 
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "an integer"}
 _SCALARS = frozenset({str, int, float, bool})
@@ -64,6 +69,22 @@ class InferRequest(NamedTuple):
     timeout_ms: int | None = None
 
 
+class _Header(NamedTuple):
+    """What the JSON of a request says.
+
+    Attributes:
+        n_windows: B.
+        data: The input's values, None where they are the bytes behind the JSON.
+        options, wanted, timeout_ms: As in `InferRequest`.
+    """
+
+    n_windows: int
+    data: Any
+    options: Options
+    wanted: Wanted
+    timeout_ms: int | None
+
+
 _RAW = Wanted(tuple((name, True) for name in DEFAULT_OUTPUTS))
 
 
@@ -84,12 +105,10 @@ def decode_request(body: bytes, header_bytes: int | None) -> InferRequest:
         return InferRequest(as_windows(from_bytes(body, 0, whole_windows(len(body)))), Options(), _RAW)
     if header_bytes is not None and header_bytes > len(body):
         raise BadRequest("Inference-Header-Content-Length is more than the body's length")
-    document = _parse(body if header_bytes is None else memoryview(body)[:header_bytes])
-    parameters = _parameters(document)
-    wanted = Wanted(_outputs(document, parameters), _request_id(document))
-    options = _options(wanted, parameters)
-    windows = as_windows(_windows(document, body, len(body) if header_bytes is None else header_bytes))
-    return InferRequest(windows, options, wanted, _timeout_ms(parameters))
+    end = len(body) if header_bytes is None else header_bytes
+    header = _remembered_header(body[:end]) if end <= _MAX_REMEMBERED_BYTES else _read_header(memoryview(body)[:end])
+    windows = as_windows(_read_windows(header, body, end))
+    return InferRequest(windows, header.options, header.wanted, header.timeout_ms)
 
 
 def encode_response(prediction: Prediction, wanted: Wanted, model_name: str) -> tuple[bytes, int | None]:
@@ -122,6 +141,25 @@ def encode_response(prediction: Prediction, wanted: Wanted, model_name: str) -> 
     return b"".join((header, *(array.data for array in values))), len(header)
 
 
+def _read_header(text: bytes | memoryview) -> _Header:
+    document = _parse(text)
+    parameters = _parameters(document)
+    wanted = Wanted(_outputs(document, parameters), _request_id(document))
+    n_windows, data = _input(document)
+    return _Header(n_windows, data, _options(wanted, parameters), wanted, _timeout_ms(parameters))
+
+
+_remembered_header = lru_cache(_MAX_REMEMBERED)(_read_header)
+
+
+def _read_windows(header: _Header, body: bytes, end: int) -> FloatArray:
+    """The input's values, from the JSON or from the bytes behind it, which must be used up."""
+    is_binary = header.data is None
+    if len(body) - end != (header.n_windows * WINDOW_BYTES if is_binary else 0):
+        raise InvalidInput("the bytes behind the JSON must be those that its inputs announce")
+    return from_bytes(body, end, header.n_windows) if is_binary else from_json(header.data, header.n_windows)
+
+
 def _parse(header: bytes | memoryview) -> dict[str, Any]:
     try:
         document = orjson.loads(header)
@@ -132,8 +170,8 @@ def _parse(header: bytes | memoryview) -> dict[str, Any]:
     return document
 
 
-def _windows(document: dict[str, Any], body: bytes, header_bytes: int) -> FloatArray:
-    """The one input's values, from the JSON or from the bytes behind it, which must be used up."""
+def _input(document: dict[str, Any]) -> tuple[int, Any]:
+    """The one input's B, and its data where they are not bytes."""
     inputs = _member(document, "inputs", list)
     if inputs is None or len(inputs) != 1 or type(inputs[0]) is not dict or inputs[0].get("name") != INPUT:
         raise InvalidInput(f"inputs must hold one input, {INPUT}")
@@ -144,13 +182,12 @@ def _windows(document: dict[str, Any], body: bytes, header_bytes: int) -> FloatA
     parameters = _parameters(tensor)
     _refuse_shared_memory(parameters)
     size_bytes = _member(parameters, "binary_data_size", int)
-    if (size_bytes is None) == ("data" not in tensor):
+    data = tensor.get("data")
+    if (size_bytes is None) == (data is None):
         raise InvalidInput(f"{INPUT} must have either data or the parameter binary_data_size")
     if size_bytes not in (None, n_windows * WINDOW_BYTES):
         raise InvalidInput(f"binary_data_size must be {WINDOW_BYTES} for each window that the shape says")
-    if (size_bytes or 0) != len(body) - header_bytes:
-        raise InvalidInput("the bytes behind the JSON must be those that its inputs announce")
-    return from_json(tensor["data"], n_windows) if size_bytes is None else from_bytes(body, header_bytes, n_windows)
+    return n_windows, data
 
 
 def _outputs(document: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
