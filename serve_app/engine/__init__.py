@@ -113,6 +113,8 @@ def load_engine(
     kind = _KINDS[engine]
     if not kind.is_installed():
         raise EngineNotInstalled(f"the engine {engine} is not installed: pip install 'sluice[{kind.extra}]'")
+    if device != "cpu" and kind.libraries:
+        raise ValueError(f"the {engine} engine runs on cpu only, not on {device}")
     loaded = kind.load(artefact, setup)
     return ExactEngine(loaded) if exact else loaded
 

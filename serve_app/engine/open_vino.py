@@ -27,7 +27,7 @@ class OpenVinoEngine(GraphEngine):
 
     Args:
         artefact: A version from the registry.
-        setup: Of it the threads; it runs on cpu only.
+        setup: Of it the threads.
 
     Raises:
         ArtefactRejected: Config and weights do not belong to this model code or to one another.
