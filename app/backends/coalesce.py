@@ -130,6 +130,7 @@ class Coalescer:
         self._clock = clock
         self._queue: FairQueue[Part] = FairQueue()
         self._flights: set[_Flight] = set()
+        self._flying_windows = 0
         self._pace = _Pace()
         self._launch_is_due = False
         self._sent_groups = 0
@@ -188,9 +189,11 @@ class Coalescer:
         if self._queue.n_windows + len(call.windows) > self._max_queued_windows:
             raise Overloaded("too many windows are waiting")
         # Who finds nobody ahead is let in: such answers, and nothing else, can tell that the pace has changed.
-        wait_s = self._pace.s_per_window * self._queue.ahead_of(call.principal)
-        if wait_s > min(self._max_wait_s, call.deadline - now):
-            raise Overloaded("the wait would be too long")
+        if ahead := self._queue.ahead_of(call.principal):
+            wait_s = self._pace.s_per_window * ahead
+            flight_s = self._pace.s_per_window * self._flying_windows
+            if wait_s > self._max_wait_s or wait_s + flight_s > call.deadline - now:
+                raise Overloaded("the wait would be too long")
 
     def _launch_soon(self) -> None:
         """Launch on the loop's next turn, so that all calls of this turn share a group."""
@@ -202,18 +205,29 @@ class Coalescer:
         self._launch_is_due = False
         while self._queue and len(self._flights) < self.max_in_flight:
             now = self._clock()
-            parts = self._queue.take(self._max_group_windows)
+            parts = self._queue.take(self._room())
             for part in parts:
                 if part.call.deadline <= now:
                     part._caller.expire()
             if wanted := tuple(part for part in parts if not part._caller.answer.done()):
                 self._fly(wanted, now)
 
+    def _room(self) -> int:
+        """Windows for the next group: at the present pace, all slots together hold no more than `max_wait_s` of work.
+
+        What is under way cannot be overtaken any more, so a slow model gets smaller groups.
+        """
+        slot_s = self._max_wait_s / self.max_in_flight
+        if self._pace.s_per_window * self._max_group_windows <= slot_s:
+            return self._max_group_windows
+        return max(1, int(slot_s / self._pace.s_per_window))
+
     def _fly(self, parts: tuple[Part, ...], now: float) -> None:
         if not self._flights:
             self._pace.start(now)
         flight = _Flight(Group.of(parts), now)
         self._flights.add(flight)
+        self._flying_windows += flight.group.n_windows
         self._sent_groups += 1
         self._sent_windows += flight.group.n_windows
         flight.task = asyncio.create_task(self._answer(flight))
@@ -255,6 +269,7 @@ class Coalescer:
 
     def _land(self, flight: _Flight) -> None:
         self._flights.discard(flight)
+        self._flying_windows -= flight.group.n_windows
         # A failure says nothing of the pace, and a backend that hangs must not look like one that is busy.
         self._pace.land(flight.group.n_windows, self._clock(), counts=flight.is_answered and bool(self._queue))
         self._launch_soon()

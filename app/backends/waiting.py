@@ -73,7 +73,7 @@ class FairQueue(Generic[Item]):
             self._remove(item)
 
     def take(self, max_windows: int) -> list[Item]:
-        """The next group: items of one key in the order of their turns, as many as fit; nothing when none waits."""
+        """The next group: items of one key in the order of their turns, as many as fit, or one that is too large."""
         taken: list[Item] = []
         if not self._lanes:
             return taken
@@ -81,7 +81,7 @@ class FairQueue(Generic[Item]):
         room = max_windows
         while lane:
             item, start = _next(lane)
-            if item.n_windows > room:
+            if taken and item.n_windows > room:
                 break
             room -= item.n_windows
             self._virtual_time = start

@@ -431,6 +431,58 @@ def test_a_call_whose_deadline_is_nearer_than_its_turn_is_refused_on_arrival() -
     drive(scenario)
 
 
+def test_what_is_under_way_counts_against_a_deadline_as_well() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=10.0)
+        flood(subject, 12)
+        await run_saturated(loop, send, range(1), each_s=0.4)  # 0.4 s are under way, 0.4 s wait
+        with pytest.raises(Overloaded):
+            await subject.predict(call(99, deadline=loop.now + 0.7, principal="flood"))
+        patient = spawn(subject.predict(call(99, deadline=loop.now + 0.9, principal="flood")))
+        await loop.settle()
+        assert not patient.done()
+        subject.close()
+        with pytest.raises(NotReady):
+            await patient
+
+    drive(scenario)
+
+
+def test_the_slower_the_model_the_smaller_the_groups() -> None:
+    """All slots together hold no more than the longest wait: whoever is admitted waits for what is under way too."""
+
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_in_flight=2, max_wait_s=0.4)
+        flood(subject, 24)
+        await loop.advance(0.4)
+        send.answer(0)  # four windows in 0.4 s: 0.2 s are two of them
+        await loop.settle()
+        assert [group.n_windows for group in send.groups] == [4, 4, 2]
+        send.answer(1)  # eight windows in 0.4 s
+        await loop.settle()
+        assert send.groups[3].n_windows == 4
+        subject.close()
+
+    drive(scenario)
+
+
+def test_a_call_larger_than_a_small_group_still_goes() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=0.4)
+        flood(subject, 4)
+        await loop.settle()
+        large = spawn(subject.predict(call(*range(4))))
+        await run_saturated(loop, send, range(1), each_s=1.0)
+        assert send.groups[1].n_windows == 4
+        send.answer(1)
+        assert len((await large).prediction) == 4
+
+    drive(scenario)
+
+
 def test_a_backend_that_fails_slowly_does_not_look_busy() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()

@@ -95,7 +95,7 @@ def test_principals_that_have_left_are_forgotten() -> None:
 
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 8), st.sampled_from("xy"), st.booleans()), max_size=60),
-    st.integers(8, 32),
+    st.integers(1, 32),
 )
 def test_every_item_comes_out_exactly_once_and_groups_keep_to_their_size(
     arrivals: list[tuple[str, int, str, bool]], room: int
@@ -109,7 +109,7 @@ def test_every_item_comes_out_exactly_once_and_groups_keep_to_their_size(
             taken.append(queue.take(room))
     while queue:
         taken.append(queue.take(room))
-    assert all(sum(item.n_windows for item in group) <= room for group in taken)
+    assert all(len(group) == 1 or sum(item.n_windows for item in group) <= room for group in taken)
     assert all(len({item.key for item in group}) <= 1 for group in taken)
     assert Counter(map(id, (item for group in taken for item in group))) == Counter(map(id, put))
     assert queue.n_windows == 0
