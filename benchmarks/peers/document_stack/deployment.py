@@ -15,7 +15,11 @@ from serve_app.contract import FloatArray, Options
 
 # Mended: `num_replicas` beside `autoscaling_config` is refused by Serve; one replica, as every peer has one worker.
 # Mended: 2 CPUs and a runtime_env of its own need a larger machine and a network; the environment is the driver's.
-@serve.deployment(name="cnn_lstm_predictor", num_replicas=1, ray_actor_options={"num_cpus": 1})
+# Mended: the document's names are those of Ray up to 2.9, where a replica took 100 requests at a time. Since Ray 2.32
+# (its pull request 45943) it takes 5: no batch of 32 could form, and callers would poll for a place at the replica.
+@serve.deployment(
+    name="cnn_lstm_predictor", num_replicas=1, max_ongoing_requests=100, ray_actor_options={"num_cpus": 1}
+)
 class CNNLSTMPredictor:
     def __init__(self, registry: str, model: str, engine: str) -> None:
         # Mended: the default model was never loaded; the engine is the one that every peer serves.

@@ -45,10 +45,7 @@ def serve_until_told(arguments: argparse.Namespace, ray_address: str) -> None:
     ray.init(address=ray_address, ignore_reinit_error=True, log_to_driver=False)
     # Mended: Serve's own HTTP proxy would take port 8000; nothing here goes through it.
     serve.start(proxy_location="Disabled")
-    # Room for two batches at a replica, where the document's silence means 5 requests.
-    options = {"max_ongoing_requests": 64} if arguments.tuned else {}
-    predictor = CNNLSTMPredictor.options(**options)
-    deployment = predictor.bind(str(arguments.registry.resolve()), arguments.model, arguments.engine)
+    deployment = CNNLSTMPredictor.bind(str(arguments.registry.resolve()), arguments.model, arguments.engine)
     # Mended: `serve.get_deployment(...).get_handle()` is gone.
     handle = serve.run(deployment, route_prefix=None)
     try:
