@@ -142,8 +142,11 @@ def as_windows(array: npt.NDArray[Any]) -> FloatArray:
         )
     if array.shape[0] == 0:
         raise InvalidWindows("data must hold at least one window")
-    with np.errstate(over="ignore"):  # 1e300 is finite in float64 and infinite in float32: caught just below
-        windows = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype == np.float32:
+        windows: FloatArray = np.ascontiguousarray(array)
+    else:
+        with np.errstate(over="ignore"):  # 1e300 is finite in float64 and infinite in float32: caught just below
+            windows = np.ascontiguousarray(array, dtype=np.float32)
     # One reduction tells NaN, infinity and range apart from good data: every comparison with NaN is false.
     if not np.abs(windows).max() <= MAX_ABS_VALUE:
         raise InvalidWindows(f"data must hold finite numbers of at most {MAX_ABS_VALUE:g} in size")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -23,6 +23,14 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 _MAX_VERSIONS = 32
 
 
+class _Answered(NamedTuple):
+    """The series in which the answers of one version and arm are counted."""
+
+    requests: Counter
+    latency: Histogram
+    windows: Counter
+
+
 class Metrics:
     """One application's metrics, in a registry of its own so that many applications fit in a process.
 
@@ -35,6 +43,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._multiproc_dir = multiproc_dir
         self._versions: set[str] = set()
+        self._answered_series: dict[tuple[str, str], _Answered] = {}
+        self._http_series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry, multiprocess_mode="mostrecent")
         kind = BufferedHistogram if multiproc_dir is None else Histogram
@@ -81,10 +91,10 @@ class Metrics:
         stages_ms: Mapping[str, float],
     ) -> None:
         """Count one answered prediction."""
-        label = self._version(version)
-        self._requests.labels(label).inc()
-        self._latency.labels(label).observe(seconds)
-        self._windows.labels(arm).inc(windows)
+        answered = self._answered(version, arm)
+        answered.requests.inc()
+        answered.latency.observe(seconds)
+        answered.windows.inc(windows)
         if fallback is not None:
             self._fallbacks.labels(fallback if fallback in ERRORS_BY_CODE else "other").inc()
         for stage, duration_ms in stages_ms.items():
@@ -110,8 +120,12 @@ class Metrics:
             status: Three digits.
             seconds: From the request's arrival to the end of the answer.
         """
-        self._http.labels(method if method in METHODS else "other", route, status).inc()
-        self._http_latency.labels(route).observe(seconds)
+        key = method if method in METHODS else "other", route, status
+        if (series := self._http_series.get(key)) is None:
+            series = self._http_series[key] = self._http.labels(*key), self._http_latency.labels(route)
+        requests, latency = series
+        requests.inc()
+        latency.observe(seconds)
 
     def count_instrumented(self, info: Info) -> None:
         """`count_request`, as prometheus-fastapi-instrumentator calls it."""
@@ -138,6 +152,15 @@ class Metrics:
             "windows": {labels["arm"]: value for labels, value in _values(self._windows)},
             "fallbacks": {labels["reason"]: value for labels, value in _values(self._fallbacks)},
         }
+
+    def _answered(self, version: str, arm: str) -> _Answered:
+        """Finding a series by its labels costs as much as counting in it."""
+        label = self._version(version)
+        if (series := self._answered_series.get((label, arm))) is None:
+            series = self._answered_series[label, arm] = _Answered(
+                self._requests.labels(label), self._latency.labels(label), self._windows.labels(arm)
+            )
+        return series
 
     def _version(self, version: str) -> str:
         """Versions come from the registry; the bound holds even against a backend that makes them up."""
