@@ -95,7 +95,8 @@ def _fail(message: str) -> None:
 
 def main() -> None:
     """Entry point: what an operator can mend is one plain line; however it ends, so does all that was started."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves every `with` as Ctrl-C does
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # every `with` is left, and ends what it started
     try:
         cli()
     except (NoWrk, NotUp) as error:

@@ -19,6 +19,7 @@ from benchmarks.rounds import NOOP, SHIPPED, SMALL, Cell, Session, around_s, fit
 from benchmarks.session import UNMEASURED, Bench, Row, measure_cell, measure_session
 from benchmarks.sluice import Sluice
 from benchmarks.systems import PeerSystem, System
+from benchmarks.variants import about_1ms
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128)
 _SWEEP_S = 2
@@ -55,12 +56,7 @@ def all_systems() -> dict[str, System]:
 
 def all_models(engine: str) -> dict[str, Model]:
     """The models by key, as one engine serves them."""
-    models = {NOOP: Model(engine="noop"), SHIPPED: Model(engine=engine)}
-    if find_spec("benchmarks.variants") is not None:
-        from benchmarks.variants import about_1ms
-
-        models[SMALL] = about_1ms(engine)
-    return models
+    return {NOOP: Model(engine="noop"), SMALL: about_1ms(engine), SHIPPED: Model(engine=engine)}
 
 
 class Suite:
