@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import sys
@@ -189,6 +190,7 @@ def _lifespan(
                 await backend.start()
             stack.push_async_callback(gateway.prober.stop)
             await gateway.prober.start()
+            gc.freeze()  # what is here now stays: no full collection need walk over it while callers wait
             yield
 
     return lifespan

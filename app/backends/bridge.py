@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -379,6 +380,7 @@ class Bridge:
 def _init_ray(address: str) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    gc.freeze()  # Ray is here to stay: a full collection need not walk over all of it
 
 
 async def _serve(arguments: argparse.Namespace) -> NoReturn:
