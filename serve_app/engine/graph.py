@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,31 +25,32 @@ ONNX_OPSET = 20
 
 
 class Graph(nn.Module):
-    """`HybridModel.mixture` as a module: windows[B,F,T], weights[M] → the fields of `Mixture`."""
+    """`HybridModel.mixture` as a module: windows[B,F,T], weights[M] → the fields of `Mixture`.
+
+    Attributes:
+        example: Inputs to trace it with.
+    """
+
+    inputs = ("windows", "weights")
+    outputs = Mixture._fields
 
     def __init__(self, model: HybridModel) -> None:
         super().__init__()
+        self.eval()
         self.model = model
+        self.example = (
+            torch.zeros(TRACED_BATCH, N_FEATURES, N_STEPS),
+            model.member_weights(use_ensemble=True).detach(),
+        )
 
     def forward(self, windows: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.model.mixture(windows, weights))
 
 
-def example(model: HybridModel) -> tuple[Tensor, Tensor]:
-    """Inputs to trace with."""
-    return torch.zeros(TRACED_BATCH, N_FEATURES, N_STEPS), model.member_weights(use_ensemble=True).detach()
-
-
-def trace(model: HybridModel) -> torch.jit.ScriptModule:
-    """The model's operations in order, for any batch size.
-
-    Args:
-        model: Folded, on the cpu.
-    """
+def trace(module: nn.Module, example: Sequence[Tensor]) -> torch.jit.ScriptModule:
+    """A module's operations in order, for any batch size; the module is on the cpu."""
     with torch.no_grad(), _known_warnings_ignored():
-        return torch.jit.trace(  # type: ignore[no-untyped-call, no-any-return]
-            Graph(model).eval(), example(model), check_trace=False
-        )
+        return torch.jit.trace(module, tuple(example), check_trace=False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def frozen(traced: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -58,18 +59,17 @@ def frozen(traced: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
         return torch.jit.freeze(traced)  # type: ignore[no-any-return]
 
 
-def to_onnx(model: HybridModel) -> bytes:
-    """The trace in ONNX's format, with a free batch size."""
-    inputs, outputs = ["windows", "weights"], list(Mixture._fields)
+def to_onnx(module: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """A module's operations in ONNX's format; the first axis of the first input and of all outputs is free."""
     file = io.BytesIO()
     with torch.no_grad(), _known_warnings_ignored():
         torch.onnx.export(
-            Graph(model).eval(),
-            example(model),
+            module,
+            tuple(example),
             file,  # type: ignore[arg-type]  # buffers are taken too
             input_names=inputs,
             output_names=outputs,
-            dynamic_axes={name: {0: "B"} for name in ("windows", *outputs)},
+            dynamic_axes={name: {0: "B"} for name in (inputs[0], *outputs)},
             opset_version=ONNX_OPSET,
             dynamo=False,  # by tracing; the other way takes 8 s and needs two more libraries
         )

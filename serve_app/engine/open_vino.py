@@ -11,14 +11,15 @@ import numpy.typing as npt
 # `import openvino` forks a process that reports it to Google Analytics, unless it cannot find this module.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino
+import torch
 from openvino.frontend import FrontEndManager
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import Tensor
 
 from serve_app.contract import FloatArray
 from serve_app.engine.base import GraphEngine, Setup
-from serve_app.engine.graph import example, trace
+from serve_app.engine.graph import Graph, trace
 from serve_app.engine.weights import load_model
-from serve_app.model import HybridModel
 from serve_app.registry import Artefact
 
 
@@ -39,13 +40,9 @@ class OpenVinoEngine(GraphEngine):
     def __init__(self, artefact: Artefact, setup: Setup) -> None:
         model = load_model(artefact.config, artefact.weights).fold()
         super().__init__(artefact, model, "cpu")
-        settings = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": setup.threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # two replicas on one host would pin themselves to the same core
-        }
-        self._request = openvino.Core().compile_model(_convert(model), "CPU", settings).create_infer_request()
+        graph = Graph(model)
+        traced = trace(graph, graph.example)
+        self._request = open_request(traced, graph.example, threads=setup.threads, precision=self.precision)
 
     def _run(self, windows: FloatArray, weights: FloatArray) -> Sequence[npt.NDArray[np.float32]]:
         return list(self._request.infer([windows, weights]).values())
@@ -58,10 +55,21 @@ class OpenVinoBf16Engine(OpenVinoEngine):
     precision = "bf16"
 
 
-def _convert(model: HybridModel) -> openvino.Model:
-    """The graph by OpenVINO's reader of traces; `openvino.convert_model` does the same in ten times the time."""
-    decoder = TorchScriptPythonDecoder(trace(model), example_input=example(model))  # must outlive the conversion
+def open_request(
+    traced: torch.jit.ScriptModule, example: Sequence[Tensor], *, threads: int, precision: str = "f32"
+) -> openvino.InferRequest:
+    """A trace, not frozen, ready to run on the cpu; the first axis of the first input is free.
+
+    By OpenVINO's reader of traces: `openvino.convert_model` does the same in ten times the time.
+    """
+    decoder = TorchScriptPythonDecoder(traced, example_input=tuple(example))  # must outlive the conversion
     reader = FrontEndManager().load_by_framework("pytorch")
     converted = reader.convert(reader.load(decoder))
-    converted.reshape({0: [-1, model.config.n_features, model.config.n_steps]})
-    return converted
+    converted.reshape({0: [-1, *example[0].shape[1:]]})
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # two replicas on one host would pin themselves to the same core
+    }
+    return openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()

@@ -42,13 +42,13 @@ class TorchEngine(GraphEngine):
         model = load_model(artefact.config, artefact.weights).fold()
         super().__init__(artefact, model, device)
         self._threads = setup.threads
-        on_device = model.to(device)
-        self._graph = frozen(trace(model)) if traced and not cuda.is_cuda(device) else Graph(on_device)
+        graph = Graph(model.to(device))
+        self._run_graph = frozen(trace(graph, graph.example)) if traced and not cuda.is_cuda(device) else graph
 
     def _run(self, windows: FloatArray, weights: FloatArray) -> Sequence[npt.NDArray[np.float32]]:
         if torch.get_num_threads() != self._threads:  # OpenMP keeps this figure per calling thread
             torch.set_num_threads(self._threads)
         writable = windows if windows.flags.writeable else windows.copy()  # torch takes no read-only memory
         with torch.inference_mode():
-            answer = self._graph(cuda.to_device(writable, self.device), cuda.to_device(weights, self.device))
+            answer = self._run_graph(cuda.to_device(writable, self.device), cuda.to_device(weights, self.device))
             return cuda.to_host(answer, self.device)
