@@ -82,6 +82,7 @@ def _run_gateway(settings: Settings, log_stream: IO[bytes] | None = None) -> Non
         log_config=None,
         server_header=False,
         date_header=False,
+        proxy_headers=False,  # nobody's word is taken for whose request it is
         timeout_keep_alive=75,  # a desk that asks every ten seconds keeps its connection
         timeout_graceful_shutdown=25,
     )
