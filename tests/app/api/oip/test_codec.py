@@ -160,6 +160,10 @@ def test_other_shapes_are_refused(shape: Any) -> None:
     refusal(with_input(shape=shape))
 
 
+def test_no_windows_at_all_are_a_matter_of_the_shape() -> None:
+    assert refusal(with_input(shape=[0, 50, 60], data=[])).startswith("the shape of windows must be")
+
+
 @pytest.mark.parametrize("datatype", [None, "FP64", "fp32", "INT32", "BYTES", 32, ["FP32"], ""])
 def test_other_datatypes_are_refused(datatype: Any) -> None:
     assert refusal(with_input(datatype=datatype)) == "the datatype of windows must be FP32"
