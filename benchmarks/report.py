@@ -23,6 +23,7 @@ from benchmarks.figures import (
     spread,
 )
 from benchmarks.goals import Verdict, judge
+from benchmarks.model_lane import FOOTNOTE, LABEL
 from benchmarks.pictures import draw_all
 from benchmarks.rounds import NOOP, SHIPPED, SMALL
 
@@ -172,9 +173,9 @@ def _lane_part(results: Results) -> str:
     rows: list[dict[str, Any]] = results.get("model_lane", [])
     if not rows:
         return ""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [name for name in rows[0] if name != "label"]
     cells = [[_plain(row.get(name, "")) for name in columns] for row in rows]
-    return f"## Models in process (STAC-shaped, unaudited)\n\n{_table(columns, cells)}"
+    return f"## Models in process ({LABEL})\n\n{_table(columns, cells)}\n\n{FOOTNOTE}"
 
 
 def _remarks_part(results: Results) -> str:

@@ -7,12 +7,12 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bare import BATCHES, load_bare, time_bare
 from benchmarks.machine import describe_machine
+from benchmarks.model_lane import run as run_model_lane
 from benchmarks.one_connection import CALLS, measure_added
 from benchmarks.peers.catalogue import PEERS, Model
 from benchmarks.rounds import NOOP, SHIPPED, SMALL, Cell, Session, around_s, fit_cell_s, rotate
@@ -145,11 +145,8 @@ class Suite:
         self._write()
 
     def _measure_model_lane(self) -> None:
-        if find_spec("benchmarks.model_lane") is not None:
-            from benchmarks.model_lane import run as run_model_lane
-
-            self._bench.say("  models in process")
-            self.results["model_lane"] = run_model_lane()
+        self._bench.say("  models in process")
+        self.results["model_lane"] = run_model_lane()
         self._write()
 
     def _keep(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
