@@ -23,7 +23,6 @@ from benchmarks.figures import (
     spread,
 )
 from benchmarks.goals import Verdict, judge
-from benchmarks.model_lane import FOOTNOTE, LABEL
 from benchmarks.pictures import draw_all
 from benchmarks.rounds import NOOP, SHIPPED, SMALL
 
@@ -175,7 +174,7 @@ def _lane_part(results: Results) -> str:
         return ""
     columns = [name for name in rows[0] if name != "label"]
     cells = [[_plain(row.get(name, "")) for name in columns] for row in rows]
-    return f"## Models in process ({LABEL})\n\n{_table(columns, cells)}\n\n{FOOTNOTE}"
+    return f"## Models in process ({rows[0]['label']})\n\n{_table(columns, cells)}\n\n{results['model_lane_note']}"
 
 
 def _remarks_part(results: Results) -> str:

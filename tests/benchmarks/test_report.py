@@ -34,14 +34,17 @@ def test_everything_measured_once_has_a_part() -> None:
             bare=[{"round": 0, "model": SHIPPED, "batch": 32, "windows_per_s": 1000.0}],
             one_connection={"rounds": [one], "added_over_engine_in_turn_ms": added},
             sweep=[{"connections": 1, "answered_rps": 10, "cpu_ms": {"gateway": 0.25}}],
-            model_lane=[{"model": "a", "p50_us": 570.0}],
+            model_lane=[{"label": "unaudited", "model": "a", "p50_us": 570.0}],
+            model_lane_note="Another machine took 600 µs.",
         )
     )
     assert "1000 windows/s at batch 32" in text
     assert "| 0.90 |" in text  # of the bare engine
     assert "Added over the engine in turn: 1.50 ms" in text
     assert "| 1 | 10 | 0.250 |" in text
+    assert "(unaudited)" in text
     assert "| a | 570 |" in text
+    assert "Another machine took 600 µs." in text
 
 
 def test_report_results_and_plots_are_written_side_by_side(tmp_path: Path) -> None:
