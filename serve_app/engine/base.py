@@ -17,7 +17,7 @@ from serve_app.registry import Artefact
 
 # Every library prepares kernels, memory and plans at the first passes of each batch size, for some ms each.
 WARM_UP_BATCHES = range(1, 33)
-WARM_UP_PASSES = 3
+WARM_UP_PASSES = 2  # the first prepares, the second still comes out of a trace that is being optimised
 EVERYTHING = Options(return_uncertainty=True, use_ensemble=True, return_features=True)
 
 
