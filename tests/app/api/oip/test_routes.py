@@ -169,6 +169,20 @@ async def test_openapi_shows_the_routes_whole(gateway: GatewayUnderTest) -> None
             assert "422" not in operation["responses"]
 
 
+async def test_metrics_and_logs_name_templates_and_never_paths(gateway: GatewayUnderTest) -> None:
+    await infer(gateway, question())
+    await infer(gateway, question(), "/v2/models/cnn_lstm/versions/1/infer")
+    await infer(gateway, question(), f"/v2/models/{MARK}/infer")
+    text = (await gateway.client.get("/metrics", headers=gateway.bearer("ops"))).text
+    for handler, status in (
+        ("/v2/models/{model}/infer", 200),
+        ("/v2/models/{model}/infer", 404),
+        ("/v2/models/{model}/versions/{version}/infer", 200),
+    ):
+        assert f'http_requests_total{{handler="{handler}",method="POST",status="{status}"}} 1.0' in text
+    assert MARK not in text
+
+
 # --- which version
 
 
