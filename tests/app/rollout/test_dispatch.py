@@ -142,6 +142,11 @@ async def test_a_version_that_nobody_serves_is_not_found_and_asks_nobody(rig: Ri
     assert not rig.ray.calls + rig.legacy.calls
 
 
+async def test_an_operator_who_chooses_the_arm_may_have_it_load_another_version(rig: Rig) -> None:
+    assert (await rig.ask(version="99", route_to="legacy")).arm == Arm("legacy", "99")
+    assert rig.legacy.calls[0].version == "99"
+
+
 async def test_while_an_arm_is_away_nobody_knows_what_it_will_serve(rig: Rig) -> None:
     rig.ray.ready = False
     with pytest.raises(NotReady):
