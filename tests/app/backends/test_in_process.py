@@ -311,6 +311,19 @@ def test_the_noop_engine_needs_no_registry(tmp_path: Path) -> None:
     assert len(engine.predict(np.zeros((2, 50, 60), np.float32), Options())) == 2
 
 
+def test_the_exact_mode_reaches_the_engine() -> None:
+    shipped = Path(__file__).parents[3] / "models"
+    assert [source(shipped, exact=exact).load(None).remark for exact in (True, False)] == ["exact", ""]
+
+
+def test_an_engine_that_is_not_installed_is_a_failed_load_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path(__file__).parents[3] / "models"
+    monkeypatch.setattr("serve_app.engine.find_spec", lambda library: None)
+    with pytest.raises(LoadFailed, match=r"pip install 'sluice\[openvino\]'") as caught:
+        source(shipped, engine="openvino").load(None)
+    assert caught.value.reason == "load-failed"
+
+
 def test_importing_the_backends_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys, app.backends.in_process, app.backends.ray_serve, app.backends.probe; "

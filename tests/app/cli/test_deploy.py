@@ -25,6 +25,16 @@ def test_a_deployed_alias_is_pinned_to_its_version(tmp_path: Path) -> None:
     assert application["deployments"][0]["user_config"]["version"].isdecimal()
 
 
+def test_the_engine_and_the_exact_mode_reach_the_replicas(tmp_path: Path) -> None:
+    words = ("deploy", "--dry-run", "--engine")
+    result = sluice(*words, "auto", "--exact", cwd=tmp_path, MODEL_REGISTRY_PATH=str(MODELS))
+    (application,) = json.loads(result.stdout)["applications"]
+    served = application["deployments"][0]["user_config"]
+    assert (served["engine"], served["exact"]) == ("auto", True)
+    result = sluice(*words, "magic", cwd=tmp_path, MODEL_REGISTRY_PATH=str(MODELS))
+    assert_one_plain_line(result, EX_CONFIG, "openvino")
+
+
 def test_replicas_get_the_key_the_device_and_their_share_of_it(tmp_path: Path) -> None:
     generate(tmp_path / "registry.key", tmp_path / "registry.pub")
     where = {"MODEL_REGISTRY_PATH": str(MODELS), "GATEWAY_REGISTRY_KEY_FILE": "registry.pub"}
