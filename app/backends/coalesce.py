@@ -162,6 +162,7 @@ class Coalescer:
         return {
             "queued_windows": self._queue.n_windows,
             "in_flight_groups": len(self._flights),
+            "ms_per_window": round(1e3 * self._pace.s_per_window, 3),
             "expected_wait_ms": round(1e3 * self._pace.s_per_window * self._queue.n_windows, 3),
             "groups_total": self._sent_groups,
             "windows_total": self._sent_windows,
@@ -224,7 +225,7 @@ class Coalescer:
 
     def _fly(self, parts: tuple[Part, ...], now: float) -> None:
         if not self._flights:
-            self._pace.start(now)
+            self._pace.mark(now)
         flight = _Flight(Group.of(parts), now)
         self._flights.add(flight)
         self._flying_windows += flight.group.n_windows
@@ -270,8 +271,10 @@ class Coalescer:
     def _land(self, flight: _Flight) -> None:
         self._flights.discard(flight)
         self._flying_windows -= flight.group.n_windows
-        # A failure says nothing of the pace, and a backend that hangs must not look like one that is busy.
-        self._pace.land(flight.group.n_windows, self._clock(), counts=flight.is_answered and bool(self._queue))
+        now = self._clock()
+        if flight.is_answered:  # a failure says nothing: a backend that hangs must not look like one that is busy
+            self._pace.land(flight.group.n_windows, flight.sent, now, is_saturated=bool(self._queue))
+        self._pace.mark(now)
         self._launch_soon()
 
     def _leave(self, caller: _Caller) -> None:
@@ -298,17 +301,19 @@ class _Pace:
         self._windows = 0.0
         self._since = 0.0
 
-    def start(self, now: float) -> None:
-        """The first group leaves after a pause."""
+    def mark(self, now: float) -> None:
+        """The next window's time begins: the first group leaves after a pause, or one has come back."""
         self._since = now
 
-    def land(self, n_windows: int, now: float, *, counts: bool) -> None:
-        """A group is back; it counts when it was answered while others waited for its slot."""
-        if counts:
+    def land(self, n_windows: int, sent: float, now: float, *, is_saturated: bool) -> None:
+        """A group is back with its answer, and others waited for its slot or did not."""
+        if is_saturated:
             self._busy_s = self._KEPT * self._busy_s + now - self._since
             self._windows = self._KEPT * self._windows + n_windows
             self.s_per_window = self._busy_s / self._windows
-        self._since = now
+        # A window cannot take longer than the group's whole way: one quick answer ends the memory of slow times.
+        self.s_per_window = min(self.s_per_window, (now - sent) / n_windows)
+        self._busy_s = self.s_per_window * self._windows
 
 
 class _Caller:
@@ -362,7 +367,7 @@ class _Flight:
     def __init__(self, group: Group, sent: float) -> None:
         self.group = group
         self.is_answered = False
-        self._sent = sent
+        self.sent = sent
         self._waiting = len(group.parts)
         for part in group.parts:
             part._flight = self
@@ -381,7 +386,7 @@ class _Flight:
             stop = start + len(part.windows)
             rows = prediction if len(parts) == 1 else prediction.rows(start, stop)
             if all_sound or (len(parts) > 1 and _is_sound(rows)):
-                part._caller.deliver(part, rows, len(prediction), self._sent, now)
+                part._caller.deliver(part, rows, len(prediction), self.sent, now)
             else:
                 part._caller.fail(ModelOutputInvalid("the model's answer is none that anybody may act on"))
             start = stop

@@ -483,6 +483,27 @@ def test_a_call_larger_than_a_small_group_still_goes() -> None:
     drive(scenario)
 
 
+def test_one_quick_answer_ends_the_memory_of_slow_times() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=0.25)
+        crowd = flood(subject, 12)
+        await run_saturated(loop, send, range(1), each_s=0.4)  # four windows, then two at a time
+        await run_saturated(loop, send, range(1, 5), each_s=0.2)
+        assert all(caller.done() for caller in crowd)
+        assert subject.stats()["ms_per_window"] == pytest.approx(100)
+        alone = spawn(subject.predict(call(1)))
+        await loop.advance(0.01)
+        send.answer(5)
+        await alone
+        assert subject.stats()["ms_per_window"] == pytest.approx(10)
+        burst = flood(subject, 20)
+        await run_saturated(loop, send, range(6, 11), each_s=0.01)
+        assert all(caller.result() for caller in burst)
+
+    drive(scenario)
+
+
 def test_a_backend_that_fails_slowly_does_not_look_busy() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
