@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from app.api.numbers import as_float32
 from app.errors import InvalidInput
 from serve_app.contract import CLASSES, MEMBERS, N_FEATURES, N_STEPS, WINDOW_BYTES, FloatArray
 
@@ -28,8 +29,6 @@ OUTPUT_SHAPES: dict[str, tuple[int, ...]] = {
 UNCERTAINTY = frozenset({"regression_uncertainty", "aleatoric", "epistemic"})
 ON_REQUEST = frozenset({"epistemic", "ensemble_weights", "features"})
 DEFAULT_OUTPUTS = tuple(name for name in OUTPUT_SHAPES if name not in ON_REQUEST)
-
-_NUMBERS = frozenset({int, float})
 
 
 def batch_size(shape: Any) -> int:
@@ -87,10 +86,12 @@ def from_json(data: Any, n_windows: int) -> FloatArray:
     if type(data) is not list:
         raise InvalidInput(f"the data of {INPUT} must be a list")
     values = _flatten(data, shape) if data and type(data[0]) is list else data
-    if len(values) != prod(shape) or not _NUMBERS.issuperset(map(type, values)):
+    if len(values) != prod(shape):
         raise InvalidInput(f"the data of {INPUT} must be as many numbers as its shape says")
-    with np.errstate(over="ignore"):  # an infinity is refused with the rest of what is no window
-        return np.fromiter(values, np.float32, len(values)).reshape(shape)
+    try:
+        return as_float32(values).reshape(shape)
+    except TypeError:
+        raise InvalidInput(f"the data of {INPUT} must be numbers") from None
 
 
 def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
