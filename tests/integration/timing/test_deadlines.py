@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from app.local_ray import LocalRay
-from tests.integration import sleeper
 from tests.integration.processes import GatewayProcess, replica_pids
 from tests.integration.sleeper import windows
 
@@ -24,19 +23,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 RAW = {"Content-Type": "application/octet-stream"}
 TOLERANCE_S = 0.15  # for a busy machine; what hangs is later by far
 AT_ONCE_S = 0.1
-
-
-@pytest.fixture(scope="module")
-def gateway(ray_cluster: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with Ray Serve alone: nobody makes good what comes too late there."""
-    sleeper.deploy(ray_cluster, inline_windows=0)
-    environment = {**ray_cluster.environment, "RAY_ADDRESS": ray_cluster.address, "GATEWAY_LEGACY": "off"}
-    gateway = GatewayProcess(tmp_path_factory.mktemp("gateway"), environment)
-    try:
-        gateway.wait_for("ray_serve")
-        yield gateway
-    finally:
-        gateway.stop()
 
 
 class Outcome(NamedTuple):
@@ -129,13 +115,25 @@ async def busy(desk: Desk, ms: float, number: int = 0) -> asyncio.Task[Outcome]:
     return task
 
 
+async def show_quick_pace(desk: Desk) -> None:
+    """Let the gateway see full slots come back at once: at a slower pace it would foresee a wait, and refuse it."""
+
+    async def caller() -> None:
+        for _ in range(8):
+            await desk.predict(windows(0))
+
+    async with asyncio.timeout(10):
+        while (await desk.stats())[1]["ms_per_window"] > 5:
+            await asyncio.gather(*(caller() for _ in range(12)))
+
+
 async def fill_slots(desk: Desk) -> list[asyncio.Task[Outcome]]:
-    """Quick requests behind the one that runs, until one has to wait in the gateway."""
-    tasks: list[asyncio.Task[Outcome]] = []
-    while (await desk.stats())[1]["queued_windows"] == 0:
+    """Quick requests behind the one that runs; the last of them have to wait in the gateway."""
+    tasks = []
+    for _ in range(8):
         tasks.append(asyncio.create_task(desk.predict(windows(0.1))))
-        assert len(tasks) < 64
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.005)
+    await desk.until(lambda _, queue: queue["queued_windows"] > 0)
     return tasks
 
 
@@ -153,6 +151,7 @@ async def test_at_the_replica_and_the_model_never_runs_it(desk: Desk) -> None:
 
 
 async def test_in_the_gateways_queue_and_the_model_never_runs_it(desk: Desk) -> None:
+    await show_quick_pace(desk)
     running = await busy(desk, 800)
     ahead = await fill_slots(desk)
     assert_504_at(await desk.predict(windows(1, number=21), timeout_ms=150), 0.15)
@@ -222,7 +221,8 @@ async def test_a_client_that_leaves_gives_its_slot_back_within_a_tenth_of_a_seco
 
 
 async def test_a_client_that_leaves_gives_its_queue_place_back_and_is_never_run(desk: Desk) -> None:
-    running = await busy(desk, 600)
+    await show_quick_pace(desk)
+    running = await busy(desk, 800)
     ahead = await fill_slots(desk)
     queued = (await desk.stats())[1]["queued_windows"]
     async with desk.connected(windows(1, 1, number=41)) as line:
@@ -235,7 +235,8 @@ async def test_a_client_that_leaves_gives_its_queue_place_back_and_is_never_run(
 
 
 async def test_whoever_shares_a_group_with_one_who_left_is_answered(desk: Desk) -> None:
-    running = await busy(desk, 400)
+    await show_quick_pace(desk)
+    running = await busy(desk, 800)
     ahead = await fill_slots(desk)  # from here on, all that comes leaves together
     async with desk.connected(windows(1, number=51)) as line:
         mate = asyncio.create_task(desk.predict(windows(1, number=52)))
