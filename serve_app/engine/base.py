@@ -15,8 +15,10 @@ from serve_app.contract import N_FEATURES, N_STEPS, FloatArray, Options, Predict
 from serve_app.model import HybridModel, Mixture
 from serve_app.registry import Artefact
 
-# Every library prepares kernels, memory and plans at the first passes of each batch size, for some ms each.
-WARM_UP_BATCHES = range(1, 33)
+# Libraries prepare kernels and plans at the first passes of each batch size, some 4 ms each. Not all sizes, because a
+# replica that changes its model answers nobody meanwhile.
+WARM_UP_BATCHES = (1, 2, 4, 8, 16, 32)
+WARM_UP_BATCHES_CUDA = tuple(range(1, 33))  # cudnn.benchmark looks for kernels at the first batch of every size
 WARM_UP_PASSES = 2  # the first prepares, the second still comes out of a trace that is being optimised
 EVERYTHING = Options(return_uncertainty=True, use_ensemble=True, return_features=True)
 
@@ -94,7 +96,7 @@ class GraphEngine(ABC):
 
     def warm_up(self) -> None:
         random = np.random.default_rng(0)
-        for size in WARM_UP_BATCHES:
+        for size in WARM_UP_BATCHES if self.device == "cpu" else WARM_UP_BATCHES_CUDA:
             windows = random.standard_normal((size, N_FEATURES, N_STEPS), dtype=np.float32)
             for _ in range(WARM_UP_PASSES):
                 self.predict(windows, EVERYTHING)

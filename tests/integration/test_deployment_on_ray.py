@@ -26,7 +26,7 @@ from serve_app.contract import FloatArray, InvalidWindows, Options, Prediction
 from serve_app.engine import load_engine
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Registry
-from serve_app.serve_config import DEPLOYMENT_NAME, ServedApplication, ServedModel, build_config
+from serve_app.serve_config import DEPLOYMENT_NAME, EngineName, ServedApplication, ServedModel, build_config
 from serve_app.signing import Signer, generate
 from tests.integration.test_local_ray import listening_addresses
 from tests.serve_app.model_files import system_call
@@ -81,9 +81,22 @@ class Served:
         return await asyncio.wait_for(getattr(handle, method).remote(*args, **kwargs), 30)
 
     def deploy(
-        self, version: str, *, replicas: tuple[int, int] = (2, 2), key: Path | None = None, **autoscaling: float
+        self,
+        version: str,
+        *,
+        replicas: tuple[int, int] = (2, 2),
+        key: Path | None = None,
+        engine: EngineName = "torch",
+        exact: bool = False,
+        **autoscaling: float,
     ) -> None:
-        serves = ServedModel(registry_path=str(self.registry_path), version=version, registry_key_path=key and str(key))
+        serves = ServedModel(
+            registry_path=str(self.registry_path),
+            version=version,
+            registry_key_path=key and str(key),
+            engine=engine,
+            exact=exact,
+        )
         config = build_config(ServedApplication(name=APP, serves=serves))
         bounds = {"min_replicas": replicas[0], "max_replicas": replicas[1], **autoscaling}
         config["applications"][0]["deployments"][0]["autoscaling_config"].update(bounds)
@@ -247,6 +260,29 @@ def test_a_version_changes_in_place_and_a_broken_one_changes_nothing(served: Ser
     wait_until(lambda: {row["model_version"] for row in served.stats()} == {"1"})
     assert served.stats()[0]["rejected"] is None
     wait_until(lambda: served.pids() == before)  # a replica that takes a change is away from routing meanwhile
+
+
+def test_the_engine_changes_in_place_and_says_how_it_was_chosen(served: Served) -> None:
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    def remarks() -> list[str]:
+        try:
+            return [row["engine_remark"] for row in served.stats()]
+        except DeploymentUnavailableError:  # replicas that take a change are away from routing meanwhile
+            return []
+
+    served.deploy("1", engine="auto")
+    wait_until(lambda: [remark[:4] for remark in remarks()] == ["auto", "auto"])
+    assert {row["engine"] for row in served.stats()} <= {"torch", "onnxruntime", "openvino"}
+    served.deploy("1", exact=True)
+    wait_until(lambda: remarks() == ["exact", "exact"])
+    together = served.call(8)
+    for row in range(8):
+        alone = served.call_with(WINDOWS[row : row + 1])
+        for name, array in alone._arrays():
+            np.testing.assert_array_equal(array[0], getattr(together, name)[row], err_msg=name)
+    served.deploy("1")
+    wait_until(lambda: remarks() == ["", ""])
 
 
 def test_evil_versions_are_rejected_with_their_reason_and_the_old_one_serves_on(served: Served, tmp_path: Path) -> None:
