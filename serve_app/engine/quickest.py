@@ -30,8 +30,9 @@ def load_quickest(
 ) -> Engine:
     """Load several engines, time them in turns and keep the one with the least geometric mean of its times.
 
-    The times are per window, each the best of ten laps, at batches of 1 and 32. What was chosen and why is logged, and stands in the
-    engine's `remark`. An engine that cannot be loaded, or answers otherwise than the first, does not take part.
+    The times are per window, each the best of ten laps, at batches of 1 and 32. What was chosen and why is logged, and
+    stands in the engine's `remark`. An engine that cannot be loaded, or answers otherwise than the first, does not take
+    part.
 
     Args:
         loaders: By name, at least one; the first is the one to trust.
