@@ -50,8 +50,8 @@ def _draw_bars(axis: Axes, results: Results, found: Sequence[Key]) -> None:
     titles = results["titles"]
     names = [f"{titles.get(key.system, key.system)}, {key.lane}" + _times(key.windows) for _, key in ordered]
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.margins(x=0.35)
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, 1.5 * max((s.high for s, _ in ordered), default=1.0))  # room for the figures
+    axis.locator_params(axis="x", nbins=5)
 
 
 def _times(windows: int) -> str:
