@@ -91,14 +91,20 @@ class Desk:
         return time.monotonic()
 
 
-@pytest.fixture
-async def desk(gateway: GatewayProcess) -> AsyncIterator[Desk]:
+@asynccontextmanager
+async def desk_at(gateway: GatewayProcess) -> AsyncIterator[Desk]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
         base_url=gateway.url, headers=gateway.headers(), timeout=10.0, trust_env=False, limits=limits
     ) as http:
         desk = Desk(gateway, http)
         await desk.predict(windows(0))  # the first request opens the connection, which is not what is timed
+        yield desk
+
+
+@pytest.fixture
+async def desk(gateway: GatewayProcess) -> AsyncIterator[Desk]:
+    async with desk_at(gateway) as desk:
         yield desk
 
 
@@ -170,6 +176,15 @@ async def test_while_the_body_does_not_come(desk: Desk) -> None:
     async with desk.connected(windows(0), missing_bytes=1, timeout_ms=200) as line:
         status = int((await line.reader.readline()).split()[1])
         assert_504_at(Outcome(status, time.monotonic() - started), 0.2)
+
+
+async def test_in_legacy_and_the_next_request_is_answered(start_gateway: Callable[..., GatewayProcess]) -> None:
+    """Its engine sleeps 10 ms per window, so 30 windows take 300 ms."""
+    gateway = start_gateway(GATEWAY_ENGINE="sleep")
+    await asyncio.to_thread(gateway.wait_for, "legacy")
+    async with desk_at(gateway) as desk:
+        assert_504_at(await desk.predict(windows(*[0] * 30), timeout_ms=150), 0.15)
+        assert (await desk.predict(windows(0))).status == 200
 
 
 @contextmanager

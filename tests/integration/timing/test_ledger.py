@@ -165,6 +165,7 @@ def many_connections(gateway: GatewayProcess) -> httpx.AsyncClient:
 
 REFUSALS: dict[int, tuple[str, dict[str, Any]]] = {
     401: ("auth", {"headers": {"Authorization": "Bearer x"}}),
+    403: ("decode", {"headers": {"X-Route-Key": "k"}}),
     400: ("decode", {"headers": {"X-Request-Timeout-Ms": "soon"}}),
     415: ("decode", {"headers": {"Content-Type": "text/plain"}}),
     422: ("decode", {"content": b"1234"}),
