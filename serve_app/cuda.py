@@ -50,7 +50,7 @@ def memory_fraction(gpu_share: float) -> float:
     return MEMORY_SHARE * gpu_share
 
 
-def prepare(device: str, gpu_share: float, library: Any = torch) -> None:
+def prepare(device: str, gpu_share: float, *, exact: bool = False, library: Any = torch) -> None:
     """Set this process up for inference on a CUDA device; on cpu nothing is touched.
 
     TF32 rounds the inputs of products to 10 bits of mantissa, and cudnn.benchmark picks kernels by their measured
@@ -59,13 +59,15 @@ def prepare(device: str, gpu_share: float, library: Any = torch) -> None:
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
         gpu_share: As for `memory_fraction`.
+        exact: Kernels that are the same in every run, whatever they cost, and no TF32.
         library: PyTorch, or what stands for it in a test.
     """
     if not is_cuda(device):
         return
-    library.backends.cuda.matmul.allow_tf32 = True
-    library.backends.cudnn.allow_tf32 = True
-    library.backends.cudnn.benchmark = True
+    library.backends.cuda.matmul.allow_tf32 = not exact
+    library.backends.cudnn.allow_tf32 = not exact
+    library.backends.cudnn.benchmark = not exact
+    library.backends.cudnn.deterministic = exact
     # It refuses `cuda` without an index, which every other function takes for the current device.
     index = torch.device(device).index
     current = library.cuda.current_device() if index is None else index

@@ -19,7 +19,7 @@ class ExactEngine:
     company it comes; the masks of the weight samples are fixed in the artefact. Bits still depend on the kind of cpu,
     the library's version, and the number of threads.
 
-    The price stands in `docs/adr/0003-engines.md`: nothing for one window, a factor for large batches.
+    The price stands in `docs/adr/0004-engines.md`: nothing for one window, a factor for large batches.
 
     Args:
         engine: What answers.

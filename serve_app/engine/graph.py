@@ -1,7 +1,7 @@
 """The model as a graph of PyTorch's own: what runs in PyTorch itself, and what the other engines are made from.
 
 PyTorch marks tracing as deprecated in favour of `torch.export`. For this model `torch.export` takes 4 s where a trace
-takes 0.1 s, and what comes of it runs slower; `docs/adr/0003-engines.md` has the figures. Python and PyTorch are pinned
+takes 0.1 s, and what comes of it runs slower; `docs/adr/0004-engines.md` has the figures. Python and PyTorch are pinned
 to versions that trace, and this module is the one place to change.
 """
 

@@ -21,7 +21,7 @@ class TorchEngine(GraphEngine):
     """The model in PyTorch, float32: traced and frozen on cpu, eager on CUDA.
 
     A trace runs without Python between the operations, which at one window is a good part of the time
-    (`docs/adr/0003-engines.md`). On CUDA nothing but the plain path was ever tried.
+    (`docs/adr/0004-engines.md`). On CUDA nothing but the plain path was ever tried.
 
     Args:
         artefact: A version from the registry.
@@ -37,7 +37,7 @@ class TorchEngine(GraphEngine):
 
     def __init__(self, artefact: Artefact, setup: Setup, *, traced: bool = True) -> None:
         device = cuda.available(setup.device)
-        cuda.prepare(device, setup.gpu_share)
+        cuda.prepare(device, setup.gpu_share, exact=setup.exact)
         keep_freed_memory()
         model = load_model(artefact.config, artefact.weights).fold()
         super().__init__(artefact, model, device)

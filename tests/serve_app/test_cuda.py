@@ -19,7 +19,7 @@ class Recorder:
     def __init__(self, utilization: Any = 37) -> None:
         self.backends = SimpleNamespace(
             cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=False)),
-            cudnn=SimpleNamespace(allow_tf32=False, benchmark=False),
+            cudnn=SimpleNamespace(allow_tf32=False, benchmark=False, deterministic=False),
         )
         self.fractions: list[tuple[float, int]] = []
         self._utilization = utilization
@@ -56,14 +56,21 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
 @pytest.mark.parametrize(("device", "index"), [("cuda", 2), ("cuda:1", 1)])
 def test_a_cuda_device_gets_tf32_benchmark_and_its_fraction(device: str, index: int) -> None:
     library = Recorder()
-    cuda.prepare(device, 0.5, library)
+    cuda.prepare(device, 0.5, library=library)
     assert library.fast == (True, True, True)
     assert library.fractions == [(0.4, index)]
 
 
+def test_in_exact_mode_a_cuda_device_gets_neither_tf32_nor_kernels_by_the_clock() -> None:
+    library = Recorder()
+    cuda.prepare("cuda", 0.5, exact=True, library=library)
+    assert library.fast == (False, False, False)
+    assert library.backends.cudnn.deterministic
+
+
 def test_on_cpu_nothing_is_touched() -> None:
     library = Recorder()
-    cuda.prepare("cpu", 0.5, library)
+    cuda.prepare("cpu", 0.5, library=library)
     assert library.fast == (False, False, False)
     assert library.fractions == []
     cuda.release_memory("cpu")
@@ -76,6 +83,7 @@ def test_the_real_library_has_the_settings_that_are_made() -> None:
     assert torch.backends.cuda.matmul.allow_tf32 in (True, False)
     assert torch.backends.cudnn.allow_tf32 in (True, False)
     assert torch.backends.cudnn.benchmark in (True, False)
+    assert torch.backends.cudnn.deterministic in (True, False)
     assert all(callable(getattr(torch.cuda, name)) for name in vars(Recorder().cuda))
 
 
