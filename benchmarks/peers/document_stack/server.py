@@ -28,9 +28,12 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until uvicorn has its own, so that Ray ends too
     serve_settings = {} if arguments.tuned else SERVE_DEFAULTS
-    with LocalRay(num_cpus=os.cpu_count() or 1, environment=serve_settings) as cluster:
-        os.environ.update(cluster.environment)  # before ray is imported, which reads them then
-        serve_until_told(arguments, cluster.address)
+    try:
+        with LocalRay(num_cpus=os.cpu_count() or 1, environment=serve_settings) as cluster:
+            os.environ.update(cluster.environment)  # before ray is imported, which reads them then
+            serve_until_told(arguments, cluster.address)
+    except (KeyboardInterrupt, SystemExit):  # told to end, by our handler or by Ray's
+        os._exit(0)  # the plain way out takes seconds, in which a driver looks for the cluster that has just ended
 
 
 def serve_until_told(arguments: argparse.Namespace, ray_address: str) -> None:
@@ -48,10 +51,7 @@ def serve_until_told(arguments: argparse.Namespace, ray_address: str) -> None:
     deployment = CNNLSTMPredictor.bind(str(arguments.registry.resolve()), arguments.model, arguments.engine)
     # Mended: `serve.get_deployment(...).get_handle()` is gone.
     handle = serve.run(deployment, route_prefix=None)
-    try:
-        uvicorn.run(create_app(handle), host="127.0.0.1", port=arguments.port, access_log=False)
-    finally:
-        ray.shutdown()  # while the cluster lives; without one it waits for seconds
+    uvicorn.run(create_app(handle), host="127.0.0.1", port=arguments.port, access_log=False)
 
 
 if __name__ == "__main__":
