@@ -15,16 +15,15 @@ from rich.markdown import Markdown
 
 from benchmarks.peers.catalogue import ROOT
 from benchmarks.processes import NotUp
-from benchmarks.report import write_report
+from benchmarks.report import RESULTS_FILE, write_report
 from benchmarks.rounds import SHIPPED, full_sessions, quick_sessions
 from benchmarks.suite import Plan, Suite, all_models, all_systems, describe_plan, make_bench, measure_one_connection
 from benchmarks.wrk import NoWrk, require_wrk
 
 FOLDER = ROOT / ".bench"
-RESULTS = FOLDER / "results.json"
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Sluice beside its peers on this machine.")
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 180)  # tables of a dozen columns, unfolded in a log
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Engine = Annotated[str, typer.Option(help="Engine of the served models, the same for every system.")]
@@ -42,7 +41,7 @@ def run(
     models: Annotated[str, typer.Option(help="Models, separated by commas; empty: all.")] = "",
     once: Annotated[bool, typer.Option(help="Measure what is measured once, too.")] = True,
     engine: Engine = "torch",
-    output: Annotated[Path, typer.Option(help="File of the results.")] = RESULTS,
+    into: Annotated[Path, typer.Option(help="Folder for results and report.")] = FOLDER,
 ) -> None:
     """Measure and report."""
     require_wrk()
@@ -53,10 +52,10 @@ def run(
     sessions = tuple(session for session in every if session.model in keys)
     plan = Plan(sessions, rounds, seconds, 60 * budget, once and "sluice" in names)
     err.print("\n".join(describe_plan(plan)))
-    output.parent.mkdir(parents=True, exist_ok=True)
+    into.mkdir(parents=True, exist_ok=True)
     bench = make_bench(systems, served, FOLDER / "runs", err.print)
-    Suite(bench, plan, output).run()
-    report(output)
+    Suite(bench, plan, into / RESULTS_FILE).run()
+    report(into / RESULTS_FILE)
 
 
 @cli.command()
@@ -71,7 +70,7 @@ def latency(
 
 @cli.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="What a run wrote.")] = RESULTS,
+    results: Annotated[Path, typer.Argument(help="What a run wrote.")] = FOLDER / RESULTS_FILE,
     into: Annotated[Path | None, typer.Option(help="Folder for the report; default: that of the results.")] = None,
 ) -> None:
     """Tables, goals and plots of a run, without measuring anything."""
