@@ -24,6 +24,7 @@ from rich.table import Table
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
 from serve_app.contract import APP_NAME
+from serve_app.extras import why_missing
 from serve_app.registry import RegistryError, open_registry
 from serve_app.serve_config import STUB_ENGINES
 from serve_app.signing import KeyRefused
@@ -222,6 +223,8 @@ def _legacy(settings: Settings) -> Finding:
             return Finding(
                 "legacy", "warn", f"the engine {settings.engine} answers a constant", "set GATEWAY_ENGINE=torch"
             )
+        if reason := why_missing(settings.engine):
+            return Finding("legacy", "fail", reason, "install it, or set GATEWAY_ENGINE=torch")
         return Finding("legacy", "ok", "in this process")
     url = httpx.URL(settings.legacy_url or "")
     try:

@@ -117,12 +117,15 @@ def _require_free_port(host: str, port: int) -> int:
 
 
 def _require_model(settings: Settings) -> None:
+    from serve_app.extras import why_missing
     from serve_app.registry import RegistryError
     from serve_app.serve_config import STUB_ENGINES
     from serve_app.signing import KeyRefused
 
     if settings.legacy != "in_process" or settings.engine in STUB_ENGINES:
         return
+    if reason := why_missing(settings.engine):
+        fail(f"GATEWAY_ENGINE={settings.engine}: {reason}", EX_CONFIG)
     try:
         registry_of(settings).load(settings.model, settings.model_version)
     except KeyRefused as error:

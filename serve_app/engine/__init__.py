@@ -13,14 +13,13 @@ imported when its engine is first loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
-from typing import NamedTuple
 
 from serve_app.engine.base import Engine, Setup
 from serve_app.engine.exact import ExactEngine
 from serve_app.engine.pytorch import TorchEngine
 from serve_app.engine.quickest import load_quickest
 from serve_app.engine.stubs import NoopEngine, SleepEngine
+from serve_app.extras import ENGINE_EXTRAS, why_missing
 from serve_app.registry import Artefact
 
 __all__ = ["ENGINES", "WITHOUT_ARTEFACT", "Engine", "EngineNotInstalled", "installed_engines", "load_engine"]
@@ -28,17 +27,6 @@ __all__ = ["ENGINES", "WITHOUT_ARTEFACT", "Engine", "EngineNotInstalled", "insta
 
 class EngineNotInstalled(ValueError):
     """The engine's library is not there; the message names the extra that brings it."""
-
-
-class _Kind(NamedTuple):
-    """How an engine is made, and the extra that it needs with its libraries."""
-
-    load: Callable[[Artefact, Setup], Engine]
-    extra: str = ""
-    libraries: tuple[str, ...] = ()
-
-    def is_installed(self) -> bool:
-        return all(find_spec(library) is not None for library in self.libraries)
 
 
 def _load_onnx_runtime(artefact: Artefact, setup: Setup) -> Engine:
@@ -61,22 +49,22 @@ def _load_openvino_bf16(artefact: Artefact, setup: Setup) -> Engine:
 
 def _load_auto(artefact: Artefact, setup: Setup) -> Engine:
     names = installed_engines() if setup.device == "cpu" else (TorchEngine.name,)
-    return load_quickest({name: _KINDS[name].load for name in names}, artefact, setup)
+    return load_quickest({name: _LOADERS[name] for name in names}, artefact, setup)
 
 
-_KINDS: Mapping[str, _Kind] = {
-    "torch": _Kind(TorchEngine),
-    "onnxruntime": _Kind(_load_onnx_runtime, "onnxruntime", ("onnxruntime", "onnx")),
-    "openvino": _Kind(_load_openvino, "openvino", ("openvino",)),
-    "openvino-bf16": _Kind(_load_openvino_bf16, "openvino", ("openvino",)),
-    "auto": _Kind(_load_auto),
+_LOADERS: Mapping[str, Callable[[Artefact, Setup], Engine]] = {
+    "torch": TorchEngine,
+    "onnxruntime": _load_onnx_runtime,
+    "openvino": _load_openvino,
+    "openvino-bf16": _load_openvino_bf16,
+    "auto": _load_auto,
 }
 AUTO = ("torch", "onnxruntime", "openvino")  # what `auto` chooses from: nothing that costs precision
 
 # Engines that answer without a model, so that overhead can be measured without a registry.
 WITHOUT_ARTEFACT: Mapping[str, type[NoopEngine]] = {engine.name: engine for engine in (NoopEngine, SleepEngine)}
 
-ENGINES: tuple[str, ...] = (*_KINDS, *WITHOUT_ARTEFACT)
+ENGINES: tuple[str, ...] = (*_LOADERS, *WITHOUT_ARTEFACT)
 
 
 def load_engine(
@@ -106,19 +94,18 @@ def load_engine(
     setup = Setup(device, threads, gpu_share, exact)
     if engine in WITHOUT_ARTEFACT:
         return WITHOUT_ARTEFACT[engine](artefact, setup)
-    if engine not in _KINDS:
+    if engine not in _LOADERS:
         raise ValueError(f"unknown engine {engine!r:.40}: known are {', '.join(sorted(ENGINES))}")
     if artefact is None:
         raise ValueError(f"the {engine} engine needs an artefact from the registry")
-    kind = _KINDS[engine]
-    if not kind.is_installed():
-        raise EngineNotInstalled(f"the engine {engine} is not installed: pip install 'sluice[{kind.extra}]'")
-    if device != "cpu" and kind.libraries:
+    if reason := why_missing(engine):
+        raise EngineNotInstalled(reason)
+    if device != "cpu" and engine in ENGINE_EXTRAS:
         raise ValueError(f"the {engine} engine runs on cpu only, not on {device}")
-    loaded = kind.load(artefact, setup)
+    loaded = _LOADERS[engine](artefact, setup)
     return ExactEngine(loaded) if exact else loaded
 
 
 def installed_engines() -> tuple[str, ...]:
     """The engines of `AUTO` whose libraries are there."""
-    return tuple(name for name in AUTO if _KINDS[name].is_installed())
+    return tuple(name for name in AUTO if why_missing(name) is None)

@@ -141,6 +141,14 @@ def test_a_remote_legacy_that_nobody_answers_for_fails(
         assert found("legacy", settings(secret_file, engine=stub)).level == "warn"
 
 
+def test_an_engine_whose_extra_is_missing_fails(secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("legacy", settings(secret_file, engine="openvino")).level == "ok"
+    monkeypatch.setattr("serve_app.extras.find_spec", lambda library: None)
+    finding = found("legacy", settings(secret_file, engine="openvino"))
+    assert finding.level == "fail"
+    assert "pip install 'sluice[openvino]'" in finding.found
+
+
 def test_a_secret_is_never_shown_and_better_kept_in_a_file(secret_file: Path) -> None:
     from_environment = settings(secret_file, jwt_secret_file=None, jwt_secret=SECRET)
     findings = examine(from_environment)

@@ -318,7 +318,7 @@ def test_the_exact_mode_reaches_the_engine() -> None:
 
 def test_an_engine_that_is_not_installed_is_a_failed_load_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = Path(__file__).parents[3] / "models"
-    monkeypatch.setattr("serve_app.engine.find_spec", lambda library: None)
+    monkeypatch.setattr("serve_app.extras.find_spec", lambda library: None)
     with pytest.raises(LoadFailed, match=r"pip install 'sluice\[openvino\]'") as caught:
         source(shipped, engine="openvino").load(None)
     assert caught.value.reason == "load-failed"

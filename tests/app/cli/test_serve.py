@@ -28,6 +28,13 @@ def test_a_missing_model_is_one_line_that_names_the_registry(tmp_path: Path) -> 
     assert_one_plain_line(result, EX_CONFIG, "no model", "models")
 
 
+def test_an_engine_whose_extra_is_missing_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['openvino'] = None\n")
+    environment = {"PYTHONPATH": str(tmp_path), "MODEL_REGISTRY_PATH": str(MODELS), "GATEWAY_ENGINE": "openvino"}
+    result = sluice("serve", "--port", "0", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET, **environment)
+    assert_one_plain_line(result, EX_CONFIG, "GATEWAY_ENGINE=openvino", "pip install 'sluice[openvino]'")
+
+
 def test_a_damaged_state_file_is_one_line_that_names_it(tmp_path: Path) -> None:
     state = tmp_path / ".run" / "state"
     state.mkdir(parents=True)

@@ -15,6 +15,7 @@ import torch
 
 from serve_app.bars import SYMBOLS, load_bars
 from serve_app.contract import MAX_ABS_VALUE, FloatArray
+from serve_app.engine import Engine, load_engine
 from serve_app.features import WINDOW_BARS, latest_window
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Artefact, Manifest, Registry
@@ -51,6 +52,12 @@ def artefact_of(model: HybridModel, **changes: Any) -> Artefact:
 def shipped() -> Artefact:
     """The model that ships."""
     return Registry(Path(__file__).parents[3] / "models").load("cnn_lstm")
+
+
+@lru_cache
+def loaded(name: str) -> Engine:
+    """An engine with the shipped model, loaded once for all tests."""
+    return load_engine(shipped(), engine=name)
 
 
 @lru_cache(maxsize=1)

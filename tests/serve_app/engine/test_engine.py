@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app import engine as engines
+from serve_app import extras
 from serve_app.engine import EngineNotInstalled, load_engine
 from serve_app.engine.exact import ExactEngine
 from tests.serve_app.engine.made import shipped
@@ -29,13 +30,13 @@ def test_only_engines_without_a_model_need_no_artefact() -> None:
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "openvino-bf16"])
 def test_an_engine_whose_library_is_absent_names_its_extra(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda library: None)
+    monkeypatch.setattr(extras, "find_spec", lambda library: None)
     with pytest.raises(EngineNotInstalled, match=rf"pip install 'sluice\[{name.split('-', maxsplit=1)[0]}\]'$"):
         load_engine(shipped(), engine=name)
 
 
 def test_without_the_extras_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda library: None)
+    monkeypatch.setattr(extras, "find_spec", lambda library: None)
     assert load_engine(shipped(), engine="auto").name == "torch"
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
 
 import numpy as np
 import pytest
 
 from serve_app.batching import DrainQueue
 from serve_app.contract import FloatArray, Prediction
-from serve_app.engine import Engine, load_engine
+from serve_app.engine import Engine
 from serve_app.engine.base import EVERYTHING
-from tests.serve_app.engine.made import real_windows, shipped
+from serve_app.engine.exact import ExactEngine
+from tests.serve_app.engine.made import loaded, real_windows
 
 ENGINES = ("torch", "onnxruntime", "openvino")
 
 
-@lru_cache
 def exact(name: str) -> Engine:
-    engine = load_engine(shipped(), engine=name, exact=True)
-    engine.warm_up()
+    engine = ExactEngine(loaded(name))
+    engine.warm_up()  # a trace is optimised during its first passes, and its bits with it
     return engine
 
 
@@ -40,15 +39,16 @@ def mates(seed: int, window: FloatArray, position: int) -> FloatArray:
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_window_answers_the_same_bits_alone_and_at_every_place_of_a_batch(name: str) -> None:
     window = real_windows()[11]
-    alone = bits(exact(name).predict(window[np.newaxis], EVERYTHING), 0)
+    engine = exact(name)
+    alone = bits(engine.predict(window[np.newaxis], EVERYTHING), 0)
     for position in range(32):
-        together = exact(name).predict(mates(position, window, position), EVERYTHING)
+        together = engine.predict(mates(position, window, position), EVERYTHING)
         assert bits(together, position) == alone
 
 
 def test_without_it_the_bits_do_depend_on_the_batch() -> None:
     # Or the mode would promise what is had for nothing.
-    engine = load_engine(shipped())
+    engine = loaded("torch")
     windows = real_windows()
     together = engine.predict(windows, EVERYTHING)
     assert any(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from serve_app.contract import FloatArray, Options
-from serve_app.engine import ENGINES, WITHOUT_ARTEFACT, Engine, load_engine
+from serve_app.engine import ENGINES, WITHOUT_ARTEFACT
 from serve_app.engine.weights import load_model
 from serve_app.model import HybridModel
-from tests.serve_app.engine.made import extreme_windows, real_windows, shipped
+from tests.serve_app.engine.made import extreme_windows, loaded, real_windows, shipped
 
 WITH_MODEL = tuple(name for name in ENGINES if name not in {*WITHOUT_ARTEFACT, "auto"})  # auto gives one of the others
 
@@ -22,11 +22,6 @@ def tolerance(name: str, output: str) -> float:
     if name != "openvino-bf16":
         return 1e-5
     return 2e-2 if output == "features" else 1e-2
-
-
-@lru_cache
-def loaded(name: str) -> Engine:
-    return load_engine(shipped(), engine=name)
 
 
 @lru_cache
