@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, cast
 
 import httptools
@@ -57,6 +57,11 @@ class Result(NamedTuple):
     status: int
     retry_after: str | None
 
+    @property
+    def answer_s(self) -> float:
+        """From when it was sent, the generator's own lateness left out."""
+        return self.latency_s - self.late_s
+
 
 class Load:
     """What came of one load."""
@@ -73,6 +78,14 @@ class Load:
     def answered(self) -> list[Result]:
         return [result for result in self.results if result.status == 200]
 
+    def answered_ms(self, percent: float) -> float:
+        """Percentile of the answers' latency, from when they were due."""
+        return percentile_ms((result.latency_s for result in self.answered), percent)
+
+    def refused_ms(self, percent: float) -> float:
+        """Percentile of how quickly refusals came, from when the requests were sent."""
+        return percentile_ms((result.answer_s for result in self.refused), percent)
+
     @property
     def refused(self) -> list[Result]:
         return [result for result in self.results if result.status == 503]
@@ -84,8 +97,9 @@ class Load:
         return len(self.answered) / max(self.plan.seconds, last)
 
 
-def percentile_ms(results: list[Result], percent: float) -> float:
-    return 1e3 * float(np.percentile([result.latency_s for result in results], percent)) if results else float("nan")
+def percentile_ms(seconds: Iterable[float], percent: float) -> float:
+    values = list(seconds)
+    return 1e3 * float(np.percentile(values, percent)) if values else float("nan")
 
 
 def offer(plan: Plan) -> Load:
