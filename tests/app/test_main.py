@@ -48,13 +48,13 @@ def test_the_default_arms_are_those_of_the_settings(settings: Settings) -> None:
     assert arms() == ["legacy"]
     assert arms(ray_address="head:6379") == ["ray_serve", "legacy"]
     assert arms(ray_address="auto", legacy="off") == ["ray_serve"]
+    assert arms(ray_address="auto", legacy="remote", legacy_url="http://old:8000") == ["ray_serve", "legacy"]
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_engine_and_the_exact_mode_reach_legacy(settings: Settings, exact: bool) -> None:
     (legacy,) = create_app(settings.with_overrides(engine="auto", exact=exact)).state.gateway.backends
     assert (legacy._source.engine, legacy._source.exact) == ("auto", exact)
-    assert arms(ray_address="auto", legacy="remote", legacy_url="http://old:8000") == ["ray_serve", "legacy"]
 
 
 def test_a_remote_legacy_where_clouds_keep_their_credentials_is_refused(settings: Settings) -> None:
