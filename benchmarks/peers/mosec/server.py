@@ -64,8 +64,9 @@ def main() -> None:
     parser.add_argument("--wait-ms", type=int, default=1, help="what a batch waits to be filled; mosec's least is 1")
     arguments = parser.parse_args()
     os.environ.update(ServedModel.from_arguments(arguments).to_environment())
-    # mosec reads the command line by itself, here and in its workers.
-    sys.argv[1:] = ["--address=127.0.0.1", f"--port={arguments.port}", "--log-level=warning"]
+    # mosec reads the command line by itself, here and in its workers. Its 3 s of time are refusals when many large
+    # requests wait on a slow machine; with more they count as the latency that they are.
+    sys.argv[1:] = ["--address=127.0.0.1", f"--port={arguments.port}", "--timeout=10000", "--log-level=warning"]
     server = mosec.Server()
     for route, worker in ROUTES.items():
         server.append_worker(worker, max_batch_size=MAX_BATCH_SIZE, max_wait_time=arguments.wait_ms, route=route)
