@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +171,13 @@ def measure_one_connection(bench: Bench, calls: int) -> dict[str, Any]:
         return measure_added(request, bench.engines[SHIPPED], bench.windows(1), calls=calls, say=bench.say)
 
 
-def make_bench(systems: dict[str, System], models: dict[str, Model], folder: Path, say: Any) -> Bench:
-    """What all sessions share, our own engines loaded."""
+def make_bench(systems: dict[str, System], models: dict[str, Model], folder: Path, say: Callable[[str], None]) -> Bench:
+    """What all sessions share, our own engines loaded; what `auto` chose here is what every system is told to run."""
     shutil.rmtree(folder, ignore_errors=True)  # logs of the run before
     folder.mkdir(parents=True)
-    return Bench(systems, models, folder, {key: load_bare(model) for key, model in models.items()}, say)
+    engines = {key: load_bare(model) for key, model in models.items()}
+    chosen = {key: replace(model, engine=engines[key].name) for key, model in models.items()}
+    return Bench(systems, chosen, folder, engines, say)
 
 
 def describe_plan(plan: Plan) -> list[str]:
