@@ -36,7 +36,7 @@ def run(
     ] = False,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds.", min=1)] = 3,
     seconds: Annotated[int | None, typer.Option(help="Of each load; default: what the budget allows.", min=1)] = None,
-    budget: Annotated[float, typer.Option(help="Minutes for everything.", min=0.1)] = 14.5,
+    budget: Annotated[float, typer.Option(help="Minutes for everything.", min=0.1)] = 14.8,
     only: Annotated[str, typer.Option(help="Systems, separated by commas; empty: all.")] = "",
     models: Annotated[str, typer.Option(help="Models, separated by commas; empty: all.")] = "",
     once: Annotated[bool, typer.Option(help="Measure what is measured once, too.")] = True,
@@ -65,7 +65,8 @@ def latency(
     """What gateway and Ray add to the bare engine at one connection."""
     models = {SHIPPED: all_models(engine)[SHIPPED]}
     bench = make_bench({"sluice": all_systems()["sluice"]}, models, FOLDER / "runs", err.print)
-    print(json.dumps(measure_one_connection(bench, calls), indent=2))
+    with bench.running("sluice", SHIPPED) as up:
+        print(json.dumps(measure_one_connection(bench, up, calls), indent=2))
 
 
 @cli.command()

@@ -16,7 +16,7 @@ import httpx
 from benchmarks.cpu import family
 from benchmarks.request import HOST
 
-_END_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 2.0
 
 
 class NotUp(Exception):

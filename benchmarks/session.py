@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,14 @@ from benchmarks.open_loop import open_loop, poisson_arrivals
 from benchmarks.peers.catalogue import Model
 from benchmarks.processes import NotUp
 from benchmarks.request import Measured, Request
-from benchmarks.rounds import Cell
+from benchmarks.rounds import Cell, Session
 from benchmarks.systems import Running, System
 from benchmarks.wrk import closed_loop
 from serve_app.contract import FloatArray, Options
 from serve_app.engine import Engine
 
 OPEN_SHARE = 0.8  # of the measured peak
-WARM_UP_REQUESTS = 200
+WARM_UP_REQUESTS = 100
 _WARM_UP_CONNECTIONS = 32
 _WARM_UP_S = 3.0
 _PEAK_S = 1.0
@@ -98,24 +98,28 @@ class Bench:
         return request
 
 
-def measure_session(bench: Bench, system: str, model: str, cells: tuple[Cell, ...], *, seconds: int) -> list[Row]:
+def measure_session(
+    bench: Bench, session: Session, *, seconds: int, once: Sequence[Callable[[Running], None]] = ()
+) -> list[Row]:
     """The rows of one session; a system that does not come up or answers wrongly gives a row that says so.
 
     Args:
         bench: What sessions share.
-        system, model: Keys.
-        cells: What is measured, in order.
+        session: The system, its model and its cells.
         seconds: Of each load.
+        once: Called when the cells are measured, while the system is still up.
     """
-    named = {"system": system, "model": model}
+    named = {"system": session.system, "model": session.model}
     rows: list[Row] = []
     try:
-        with bench.running(system, model) as up:
-            bench.say(f"  {system} on {model}: up after {bench.starts_s[system]:.1f} s")
-            for cell in cells:
-                rows += [{**named, **row} for row in _measure_guarded(bench, up, model, cell, seconds)]
-    except NotUp as error:
-        bench.say(f"  {system} on {model}: not up: {error}")
+        with bench.running(session.system, session.model) as up:
+            bench.say(f"  {session.system} on {session.model}: up after {bench.starts_s[session.system]:.1f} s")
+            for cell in session.cells:
+                rows += [{**named, **row} for row in _measure_guarded(bench, up, session.model, cell, seconds)]
+            for step in once:
+                step(up)
+    except UNMEASURED as error:
+        bench.say(f"  {session.system} on {session.model}: {error}")
         rows.append({**named, "error": str(error)})
     return rows
 

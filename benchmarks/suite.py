@@ -17,15 +17,15 @@ from benchmarks.model_lane import run as run_model_lane
 from benchmarks.one_connection import CALLS, measure_added
 from benchmarks.peers.catalogue import PEERS, Model
 from benchmarks.rounds import NOOP, SHIPPED, SMALL, Cell, Session, around_s, fit_cell_s, rotate
-from benchmarks.session import UNMEASURED, Bench, Row, measure_cell, measure_session
+from benchmarks.session import Bench, Row, measure_cell, measure_session
 from benchmarks.sluice import Sluice
-from benchmarks.systems import PeerSystem, System
+from benchmarks.systems import PeerSystem, Running, System
 from benchmarks.variants import about_1ms
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128)
 _SWEEP_S = 2
 _BARE_S = 1.5
-_ONCE_S = 90.0  # of the budget, for what is measured once
+_ONCE_S = 45.0  # of the budget, for what is measured once
 _OVERRUN_S = 60.0
 
 
@@ -88,7 +88,7 @@ class Suite:
         """Measure everything; the results."""
         seconds = self._plan.seconds or 10
         if self._plan.is_whole:
-            self._measure_once()
+            self._measure_model_lane()
         for number in range(self._plan.rounds):
             seconds = min(seconds, self._plan.seconds or self._fit(number))
             self._bench.say(f"Round {number + 1} of {self._plan.rounds}, {seconds} s per load, {self._left()}")
@@ -102,7 +102,7 @@ class Suite:
     def _fit(self, number: int) -> int:
         return fit_cell_s(
             self._plan.sessions,
-            left_s=self._ends_at - time.monotonic(),
+            left_s=self._ends_at - time.monotonic() - (_ONCE_S if self._plan.is_whole and number == 0 else 0.0),
             rounds=self._plan.rounds - number,
             starts_s=self._bench.starts_s,
         )
@@ -111,8 +111,15 @@ class Suite:
         if time.monotonic() > self._ends_at + _OVERRUN_S:
             rows: list[Row] = [{"system": session.system, "model": session.model, "error": "no time was left for it"}]
         else:
-            rows = measure_session(self._bench, session.system, session.model, session.cells, seconds=seconds)
+            once = self._measured_once(session) if self._plan.is_whole and number == 0 else ()
+            rows = measure_session(self._bench, session, seconds=seconds, once=once)
         self._keep("rows", [{"round": number, **row} for row in rows])
+
+    def _measured_once(self, session: Session) -> tuple[Callable[[Running], None], ...]:
+        """What is measured besides in the first round, while Sluice is up anyway."""
+        steps = {("sluice", NOOP): self._measure_sweep, ("sluice", SHIPPED): self._measure_one_connection}
+        step = steps.get((session.system, session.model))
+        return () if step is None else (step,)
 
     def _measure_bare(self, number: int) -> None:
         used = {session.model for session in self._plan.sessions} - {NOOP}
@@ -121,28 +128,13 @@ class Suite:
                 timed = time_bare(self._bench.engines[key], self._bench.windows(batch), seconds=_BARE_S)
                 self._keep("bare", [{"round": number, "model": key, **timed}])
 
-    def _measure_once(self) -> None:
-        """The sweep of connections, the latency added at one connection, the model lane."""
-        for what, model, step in (
-            ("cost by connections", NOOP, self._measure_sweep),
-            ("one connection", SHIPPED, self._measure_one_connection),
-        ):
-            try:
-                step()
-            except UNMEASURED as error:
-                self._bench.say(f"  {what}: {error}")
-                self._keep("rows", [{"round": None, "system": "sluice", "model": model, "error": f"{what}: {error}"}])
-        self._measure_model_lane()
+    def _measure_sweep(self, up: Running) -> None:
+        """The cost of a request by the number of connections."""
+        for connections in SWEEP:
+            self._keep("sweep", measure_cell(self._bench, up, NOOP, Cell("binary", connections), _SWEEP_S))
 
-    def _measure_sweep(self) -> None:
-        bench = self._bench
-        with bench.running("sluice", NOOP) as up:
-            bench.say(f"  sluice on {NOOP}, by connections: up after {bench.starts_s['sluice']:.1f} s")
-            for connections in SWEEP:
-                self._keep("sweep", measure_cell(bench, up, NOOP, Cell("binary", connections), _SWEEP_S))
-
-    def _measure_one_connection(self) -> None:
-        self.results["one_connection"] = measure_one_connection(self._bench, CALLS)
+    def _measure_one_connection(self, up: Running) -> None:
+        self.results["one_connection"] = measure_one_connection(self._bench, up, CALLS)
         self._write()
 
     def _measure_model_lane(self) -> None:
@@ -163,12 +155,10 @@ class Suite:
         return f"{(self._ends_at - time.monotonic()) / 60:.1f} minutes left"
 
 
-def measure_one_connection(bench: Bench, calls: int) -> dict[str, Any]:
-    """What Sluice adds to the bare engine on the shipped model."""
-    with bench.running("sluice", SHIPPED) as up:
-        bench.say(f"  sluice on {SHIPPED}, one connection: up after {bench.starts_s['sluice']:.1f} s")
-        request = bench.prepare(up, SHIPPED, Cell("binary", 1))
-        return measure_added(request, bench.engines[SHIPPED], bench.windows(1), calls=calls, say=bench.say)
+def measure_one_connection(bench: Bench, up: Running, calls: int) -> dict[str, Any]:
+    """What a running Sluice adds to the bare engine on the shipped model."""
+    request = bench.prepare(up, SHIPPED, Cell("binary", 1))
+    return measure_added(request, bench.engines[SHIPPED], bench.windows(1), calls=calls, say=bench.say)
 
 
 def make_bench(systems: dict[str, System], models: dict[str, Model], folder: Path, say: Callable[[str], None]) -> Bench:

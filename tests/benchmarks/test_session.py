@@ -15,7 +15,7 @@ import pytest
 from benchmarks.peers.catalogue import Model
 from benchmarks.peers.lanes import JSON, Lane, from_columns, json_body
 from benchmarks.processes import NotUp
-from benchmarks.rounds import Cell
+from benchmarks.rounds import Cell, Session
 from benchmarks.session import Bench, WrongNumbers, _growth, measure_session, verify
 from benchmarks.systems import Running
 from serve_app.engine import load_engine
@@ -83,14 +83,15 @@ def test_the_right_numbers_pass_and_others_do_not() -> None:
 
 def test_a_system_that_answers_wrongly_gets_a_row_that_says_so_and_no_figures(tmp_path: Path) -> None:
     stub = Stub([[0.2, 0.5, 0.3]])
-    (row,) = measure_session(bench(tmp_path, stub), "stub", "noop", (Cell("json", 1),), seconds=1)
+    (row,) = measure_session(bench(tmp_path, stub), Session("stub", "noop", (Cell("json", 1),)), seconds=1)
     assert (row["system"], row["model"], row["lane"]) == ("stub", "noop", "json")
     assert row["error"].startswith("WrongNumbers")
     assert "answered_rps" not in row
 
 
 def test_a_system_that_does_not_come_up_gets_one_row(tmp_path: Path) -> None:
-    rows = measure_session(bench(tmp_path, Stub(None)), "stub", "noop", (Cell("json", 1), Cell("json", 32)), seconds=1)
+    session = Session("stub", "noop", (Cell("json", 1), Cell("json", 32)))
+    rows = measure_session(bench(tmp_path, Stub(None)), session, seconds=1)
     assert rows == [{"system": "stub", "model": "noop", "error": "the port was taken"}]
 
 
