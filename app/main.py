@@ -199,7 +199,7 @@ def _lifespan(
 def _backends_of(settings: Settings, clock: Callable[[], float]) -> list[Backend]:
     backends: list[Backend] = []
     if settings.ray_address is not None:
-        backends.append(RayServeBackend(settings.ray_address, clock=clock))
+        backends.append(RayServeBackend(settings.ray_address, max_wait_s=settings.max_wait_ms / 1e3, clock=clock))
     if settings.legacy == "in_process":
         backends.append(_in_process(settings, clock))
     if settings.legacy == "remote":
@@ -221,7 +221,11 @@ def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBack
         exact=settings.exact,
     )
     return InProcessBackend(
-        source, cache_size=settings.model_cache_size, cache_ttl_s=settings.model_cache_ttl_s, clock=clock
+        source,
+        cache_size=settings.model_cache_size,
+        cache_ttl_s=settings.model_cache_ttl_s,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        clock=clock,
     )
 
 
@@ -234,6 +238,7 @@ def _remote(settings: Settings, clock: Callable[[], float]) -> RemoteBackend:
             path=settings.legacy_path,
             ca_file=settings.legacy_ca_file,
             token=token,
+            max_wait_s=settings.max_wait_ms / 1e3,
             clock=clock,
         )
     except ValueError as error:

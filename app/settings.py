@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     rate_limit: int = Field(60_000, description="Windows per minute and principal.", ge=1, le=1_000_000_000)
     max_body_bytes: int = Field(1 << 20, description="Largest request body, in bytes.", ge=1024, le=64 << 20)
     max_timeout_ms: int = Field(2000, description="Longest deadline, and the default, in ms.", ge=1, le=60_000)
+    max_wait_ms: int = Field(
+        500, description="Calls that would wait longer than this for the model are refused with 503.", ge=1, le=60_000
+    )
     route_key_subjects: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(), description="Subjects who may choose their arm's key by X-Route-Key, separated by commas."
     )

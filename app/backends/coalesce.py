@@ -117,7 +117,7 @@ class Coalescer:
         max_group_windows: int = 32,
         max_in_flight: int,
         max_queued_windows: int,
-        max_wait_s: float = 0.25,
+        max_wait_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if max_queued_windows < max_group_windows:
@@ -214,11 +214,11 @@ class Coalescer:
                 self._fly(wanted, now)
 
     def _room(self) -> int:
-        """Windows for the next group: at the present pace, all slots together hold no more than `max_wait_s` of work.
+        """Windows for the next group: at the present pace, all slots hold work for half of `max_wait_s` at most.
 
         What is under way cannot be overtaken any more, so a slow model gets smaller groups.
         """
-        slot_s = self._max_wait_s / self.max_in_flight
+        slot_s = self._max_wait_s / 2 / self.max_in_flight
         if self._pace.s_per_window * self._max_group_windows <= slot_s:
             return self._max_group_windows
         return max(1, int(slot_s / self._pace.s_per_window))

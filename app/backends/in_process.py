@@ -150,6 +150,7 @@ class InProcessBackend:
         cache_ttl_s: Seconds without a call after which a version without alias is let go.
         max_group_windows: Most windows of one forward pass.
         max_queued_windows: Most windows that may wait.
+        max_wait_s: Longest wait for a slot that a call is admitted to.
         clock: Seconds, monotonic.
     """
 
@@ -163,6 +164,7 @@ class InProcessBackend:
         cache_ttl_s: float = 3600.0,
         max_group_windows: int = 32,
         max_queued_windows: int = 1024,
+        max_wait_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
@@ -175,6 +177,7 @@ class InProcessBackend:
             max_group_windows=max_group_windows,
             max_in_flight=1,
             max_queued_windows=max_queued_windows,
+            max_wait_s=max_wait_s,
             clock=clock,
         )
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader")

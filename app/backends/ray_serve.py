@@ -65,6 +65,7 @@ class RayServeBackend:
         max_group_windows: Most windows in one handle call.
         max_in_flight: Most handle calls under way per application; more when it has many replicas to keep busy.
         max_queued_windows: Most windows waiting per application.
+        max_wait_s: Longest wait for a slot that a call is admitted to.
         environment: Variables for the bridge process, on top of this process's own.
         clock: Seconds, monotonic.
 
@@ -82,6 +83,7 @@ class RayServeBackend:
         max_group_windows: int = 32,
         max_in_flight: int = 4,
         max_queued_windows: int = 1024,
+        max_wait_s: float = 0.5,
         environment: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,10 +91,11 @@ class RayServeBackend:
             raise ValueError("the Ray address must be host:port of a cluster that this host is a node of, not a URL")
         self._address = ray_address
         self._app_name = app_name
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "max_group_windows": max_group_windows,
             "max_in_flight": max_in_flight,
             "max_queued_windows": max_queued_windows,
+            "max_wait_s": max_wait_s,
         }
         self._environment = dict(environment or {})
         self._clock = clock

@@ -72,6 +72,7 @@ class RemoteBackend:
         timeout_s: Longest a call may take here, waiting for a connection included.
         max_connections: Most requests under way.
         max_queued_windows: Most windows that may wait.
+        max_wait_s: Longest wait for a slot that a call is admitted to.
         resolve: Gives the numeric addresses of a host and port, raises `OSError`.
         clock: Seconds, monotonic.
 
@@ -91,6 +92,7 @@ class RemoteBackend:
         timeout_s: float = 0.5,
         max_connections: int = 16,
         max_queued_windows: int = 1024,
+        max_wait_s: float = 0.5,
         resolve: Resolve | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -110,6 +112,7 @@ class RemoteBackend:
             max_group_windows=MAX_GROUP_WINDOWS,
             max_in_flight=max_connections,
             max_queued_windows=max_queued_windows,
+            max_wait_s=max_wait_s,
             clock=clock,
         )
 

@@ -450,11 +450,11 @@ def test_what_is_under_way_counts_against_a_deadline_as_well() -> None:
 
 
 def test_the_slower_the_model_the_smaller_the_groups() -> None:
-    """All slots together hold no more than the longest wait: whoever is admitted waits for what is under way too."""
+    """All slots hold work for half of the longest wait: whoever is admitted waits for what is under way too."""
 
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
-        subject = coalescer(loop, send, max_in_flight=2, max_wait_s=0.4)
+        subject = coalescer(loop, send, max_in_flight=2, max_wait_s=0.8)
         flood(subject, 24)
         await loop.advance(0.4)
         send.answer(0)  # four windows in 0.4 s: 0.2 s are two of them
@@ -486,7 +486,7 @@ def test_a_call_larger_than_a_small_group_still_goes() -> None:
 def test_one_quick_answer_ends_the_memory_of_slow_times() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
-        subject = coalescer(loop, send, max_wait_s=0.25)
+        subject = coalescer(loop, send, max_wait_s=0.5)
         crowd = flood(subject, 12)
         await run_saturated(loop, send, range(1), each_s=0.4)  # four windows, then two at a time
         await run_saturated(loop, send, range(1, 5), each_s=0.2)
