@@ -84,7 +84,7 @@ class FairQueue(Generic[Item]):
             if taken and item.n_windows > room:
                 break
             room -= item.n_windows
-            self._virtual_time = start
+            self._virtual_time = max(self._virtual_time, start)  # a lane that was passed over has older tags
             self._remove(item)
             taken.append(item)
         return taken
@@ -114,7 +114,9 @@ class FairQueue(Generic[Item]):
             self._virtual_time = 0
             self._ends.clear()
         elif len(self._ends) > 2 * len(self._waiting) + 64:  # now and then, so that the cost per item stays the same
-            self._ends = {name: end for name, end in self._ends.items() if end > self._virtual_time}
+            self._ends = {
+                name: end for name, end in self._ends.items() if end > self._virtual_time or name in self._waiting
+            }
 
 
 def _next(lane: dict[str, OrderedDict[Item, int]]) -> tuple[Item, int]:

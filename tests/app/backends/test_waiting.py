@@ -93,6 +93,25 @@ def test_principals_that_have_left_are_forgotten() -> None:
     assert len(queue._ends) < 200
 
 
+def test_a_principal_that_waits_is_not_forgotten_when_another_lane_runs_ahead_of_it() -> None:
+    passing = [Item(f"passing {number}") for number in range(70)]
+    waits = Item("waits", key="other")
+    queue = queue_of(*passing, *(Item("runs ahead") for _ in range(26)), waits)
+    taken = [item for _ in range(3) for item in queue.take(32)]
+    assert waits not in taken
+    assert queue.take(32) == [waits]
+
+
+def test_a_lane_that_was_passed_over_does_not_turn_back_the_turns_of_the_others() -> None:
+    queue = queue_of(*(Item("busy") for _ in range(40)), Item("passed over", key="other"))
+    queue.take(32)
+    queue.take(32)
+    for _ in range(40):
+        queue.put(Item("newcomer"))
+    served = Counter(item.principal for item in queue.take(16))
+    assert served == {"newcomer": 8, "busy": 8}
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 8), st.sampled_from("xy"), st.booleans()), max_size=60),
     st.integers(1, 32),
