@@ -4,7 +4,7 @@ Everything is on: token, limit, rollout, coalescing, ledger, metrics, access log
 in a closed loop; the model is a constant that comes two milliseconds after it was asked for. Reported is the process's
 CPU time per request, the least of several rounds, which is the figure least disturbed by whatever else runs.
 
-    python benchmarks/request_path.py [--requests 6400] [--rounds 5] [--profile float32]
+    python -m benchmarks.request_path [--requests 6400] [--rounds 5] [--profile float32]
 """
 
 from __future__ import annotations
@@ -141,12 +141,14 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def settings_in(folder: str) -> Settings:
-    return Settings(
-        jwt_secret=secrets.token_urlsafe(48),
-        state_dir=Path(folder),
-        rate_limit=10**9,
-        legacy="off",
-        ray_address="127.0.0.1:1",
+    return Settings.model_validate(
+        {
+            "jwt_secret": secrets.token_urlsafe(48),
+            "state_dir": folder,
+            "rate_limit": 10**9,
+            "legacy": "off",
+            "ray_address": "127.0.0.1:1",
+        }
     )
 
 

@@ -1,6 +1,6 @@
 """Models with random weights for load tests: a known amount of work, and nothing learned.
 
-python benchmarks/variants.py DIR      publishes each of them into the registry DIR, where it is missing
+python -m benchmarks.variants DIR      publishes each of them into the registry DIR, where it is missing
 """
 
 from __future__ import annotations
