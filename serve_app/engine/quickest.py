@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from serve_app.registry import Artefact
 logger = logging.getLogger(__name__)
 
 RACED_BATCHES = (1, 32)  # the two sizes that latency and throughput live at
+EXACT_BATCHES = (1,)  # the only one that the exact mode runs
 LAPS = 15
 WARM_UP_LAPS = 5
 MAX_DIFFERENCE = 1e-5
@@ -30,9 +31,9 @@ def load_quickest(
 ) -> Engine:
     """Load several engines, time them in turns and keep the one with the least geometric mean of its times.
 
-    The times are per window, each the best of ten laps, at batches of 1 and 32. What was chosen and why is logged, and
-    stands in the engine's `remark`. An engine that cannot be loaded, or answers otherwise than the first, does not take
-    part.
+    The times are per window, each the best of ten laps, at batches of 1 and 32; for the exact mode at 1 alone. What was
+    chosen and why is logged, and stands in the engine's `remark`. An engine that cannot be loaded or run, or answers
+    otherwise than the first, does not take part.
 
     Args:
         loaders: By name, at least one; the first is the one to trust.
@@ -44,9 +45,10 @@ def load_quickest(
         ArtefactRejected: As the loaders.
     """
     engines = _load_all(loaders, artefact, setup)
-    times = race(engines, clock)
+    batches = EXACT_BATCHES if setup.exact else RACED_BATCHES
+    times = race(engines, batches, clock)
     chosen = min(times, key=lambda name: math.prod(times[name]))
-    sizes = " and ".join(map(str, RACED_BATCHES))
+    sizes = " and ".join(map(str, batches))
     figures = ", ".join(f"{name} {' and '.join(f'{ms:.3f}' for ms in times[name])}" for name in times)
     engines[chosen].remark = f"auto, ms per window at batches of {sizes}: {figures}"
     logger.info("engine %s chosen; %s", chosen, engines[chosen].remark)
@@ -59,10 +61,11 @@ def _load_all(loaders: Mapping[str, Loader], artefact: Artefact, setup: Setup) -
     for name, load in others:
         try:
             engine = load(artefact, setup)
+            agrees = _agree(engines[first], engine)
         except Exception:  # what a library raises over a graph that it does not know is a closed set to nobody
-            logger.exception("engine %s cannot be loaded and is left out", name)
+            logger.exception("engine %s cannot be loaded or run and is left out", name)
             continue
-        if _agree(engines[first], engine):
+        if agrees:
             engines[name] = engine
         else:
             logger.error("engine %s answers otherwise than %s and is left out", name, first)
@@ -78,14 +81,14 @@ def _agree(engine: Engine, other: Engine) -> bool:
     )
 
 
-def race(engines: Mapping[str, Engine], clock: Callable[[], float]) -> Times:
-    """Milliseconds per window at each of `RACED_BATCHES`, in turns, so that a slow moment meets all.
+def race(engines: Mapping[str, Engine], batches: Iterable[int], clock: Callable[[], float]) -> Times:
+    """Milliseconds per window at each batch size, in turns, so that a slow moment meets all.
 
     The best lap, because what other processes take from this one is not the engine's.
     """
     times: Times = dict.fromkeys(engines, ())
     random = np.random.default_rng(0)
-    for size in RACED_BATCHES:
+    for size in batches:
         windows = random.standard_normal((size, N_FEATURES, N_STEPS), dtype=np.float32)
         laps = [{name: _lap_s(engine, windows, clock) for name, engine in engines.items()} for _ in range(LAPS)]
         for name in engines:

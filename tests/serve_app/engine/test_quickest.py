@@ -41,10 +41,10 @@ class Timed(NoopEngine):
         return super().predict(windows, options)
 
 
-def chosen(clock: Clock, **ms: dict[int, float]) -> Timed:
+def chosen(clock: Clock, setup: Setup = Setup(), /, **ms: dict[int, float]) -> Timed:  # noqa: B008  # frozen
     engines = {name: Timed(clock, times, name=name) for name, times in ms.items()}
     loaders = {name: (lambda artefact, setup, engine=engine: engine) for name, engine in engines.items()}
-    engine = load_quickest(loaders, shipped(), Setup(), clock)
+    engine = load_quickest(loaders, shipped(), setup, clock)
     assert isinstance(engine, Timed)
     return engine
 
@@ -53,6 +53,12 @@ def test_the_least_geometric_mean_wins_and_first_passes_do_not_count() -> None:
     # b is half as slow at one window and a fifth slower at 32.
     engine = chosen(Clock(), a={1: 1.0, 32: 10.0}, b={1: 0.5, 32: 12.0}, c={1: 0.7, 32: 12.0})
     assert engine.name == "b"
+
+
+def test_for_the_exact_mode_large_batches_do_not_count_because_it_runs_none() -> None:
+    engine = chosen(Clock(), Setup(exact=True), a={1: 1.0, 32: 8.0}, b={1: 0.8, 32: 32.0})
+    assert engine.name == "b"
+    assert engine.remark == "auto, ms per window at batches of 1: a 1.000, b 0.800"
 
 
 def test_what_was_chosen_says_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -86,3 +92,15 @@ def test_an_engine_that_cannot_be_loaded_is_left_out(caplog: pytest.LogCaptureFi
     loaders = {"right": lambda artefact, setup: right, "broken": fails}
     assert load_quickest(loaders, shipped(), Setup(), clock) is right
     assert "broken cannot be loaded" in caplog.text
+
+
+def test_an_engine_that_loads_and_cannot_run_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(Timed):
+        def predict(self, windows: FloatArray, options: Options) -> Prediction:
+            raise RuntimeError("no such kernel on this processor")
+
+    clock = Clock()
+    right, raising = Timed(clock, {1: 1.0, 32: 10.0}, name="right"), Raising(clock, {}, name="raising")
+    loaders = {"right": lambda artefact, setup: right, "raising": lambda artefact, setup: raising}
+    assert load_quickest(loaders, shipped(), Setup(), clock) is right
+    assert "raising cannot be loaded" in caplog.text
