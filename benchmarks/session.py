@@ -21,7 +21,7 @@ from benchmarks.processes import NotUp
 from benchmarks.request import Measured, Request
 from benchmarks.rounds import Cell, Session
 from benchmarks.systems import Running, System
-from benchmarks.wrk import closed_loop
+from benchmarks.wrk import WrkFailed, closed_loop
 from serve_app.contract import FloatArray, Options
 from serve_app.engine import Engine
 
@@ -40,7 +40,7 @@ class WrongNumbers(Exception):
 
 
 # What makes a cell or a session give no figures; the others are measured all the same.
-UNMEASURED = (NotUp, WrongNumbers, httpx.HTTPError, OSError, ValueError)
+UNMEASURED = (NotUp, WrongNumbers, WrkFailed, httpx.HTTPError, OSError, ValueError)
 
 
 @dataclass

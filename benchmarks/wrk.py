@@ -37,7 +37,11 @@ end
 
 
 class NoWrk(Exception):
-    """The generator is not installed, or could not run; the message is one line."""
+    """The generator is not installed; the message is one line."""
+
+
+class WrkFailed(Exception):
+    """A load could not be sent, as when the system has died; the message is one line."""
 
 
 def require_wrk() -> str:
@@ -60,7 +64,8 @@ def closed_loop(request: Request, *, connections: int, seconds: int) -> Measured
         What came of it; latencies are corrected by wrk for the requests that a stall kept it from sending.
 
     Raises:
-        NoWrk: It is not installed or failed to run.
+        NoWrk: It is not installed.
+        WrkFailed: It did not run, or not to its end.
     """
     with tempfile.TemporaryDirectory(prefix="sluice-wrk-") as folder:
         script = Path(folder) / "request.lua"
@@ -82,9 +87,9 @@ def _run(command: list[str], timeout_s: float) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
     except subprocess.CalledProcessError as error:
-        raise NoWrk(f"wrk failed: {(error.stderr or error.stdout).strip()[-300:]}") from error
+        raise WrkFailed(f"wrk failed: {(error.stderr or error.stdout).strip()[-300:]}") from error
     except subprocess.TimeoutExpired as error:
-        raise NoWrk(f"wrk did not end within {timeout_s:.0f} s against {HOST}") from error
+        raise WrkFailed(f"wrk did not end within {timeout_s:.0f} s against {HOST}") from error
     return done.stdout
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import wrk
 from benchmarks.request import Request
-from benchmarks.wrk import NoWrk, require_wrk
+from benchmarks.session import UNMEASURED
+from benchmarks.wrk import NoWrk, WrkFailed, require_wrk
 
 SAID = """Running 2s test @ http://127.0.0.1:8000
   2 threads and 10 connections
@@ -29,6 +30,15 @@ def test_headers_reach_the_script_whatever_they_hold(tmp_path: Path) -> None:
     script = wrk._lua(Request(1, "POST", "/p", {"X-Odd": 'a "quoted" word'}, b""), tmp_path / "body")
     assert r'wrk.headers["X-Odd"] = "a \"quoted\" word"' in script
     assert 'wrk.method = "POST"' in script
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [("echo refused >&2; exit 1", "wrk failed: refused"), ("sleep 9", "did not end")]
+)
+def test_a_load_that_fails_costs_its_own_figures_and_not_the_run(command: str, reason: str) -> None:
+    with pytest.raises(UNMEASURED, match=reason) as failure:
+        wrk._run(["sh", "-c", command], timeout_s=0.5)
+    assert failure.type is WrkFailed
 
 
 def test_without_wrk_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
