@@ -6,8 +6,8 @@
     auto            the quickest of torch, onnxruntime and openvino where it is loaded
     noop, sleep     no model: for measuring, and for tests of overload
 
-All but the last two answer the same within 1e-5 (bf16: 1e-2). Each optional library has one home here, which is
-imported when its engine is first loaded.
+All but the last two answer the same within 1e-5 (bf16: 1e-2, features 2e-2). Each optional library has one home here,
+which is imported when its engine is first loaded.
 """
 
 from __future__ import annotations
