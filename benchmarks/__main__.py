@@ -71,7 +71,8 @@ def latency(
 
 @cli.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="What a run wrote.")] = FOLDER / RESULTS_FILE,
+    results: Annotated[Path, typer.Argument(help="What a run wrote.", exists=True, dir_okay=False)] = FOLDER
+    / RESULTS_FILE,
     into: Annotated[Path | None, typer.Option(help="Folder for the report; default: that of the results.")] = None,
 ) -> None:
     """Tables, goals and plots of a run, without measuring anything."""
@@ -95,7 +96,10 @@ def _fail(message: str) -> None:
 
 def main() -> None:
     """Entry point: what an operator can mend is one plain line; however it ends, so does all that was started."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    asked_to_end = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        asked_to_end.append(signal.SIGHUP)
+    for number in asked_to_end:
         signal.signal(number, signal.default_int_handler)  # every `with` is left, and ends what it started
     try:
         cli()
