@@ -146,8 +146,11 @@ def _one_connection_part(results: Results) -> str:
         [str(number + 1), *(f"{value:.2f}" for value in row.values())] for number, row in enumerate(found["rounds"])
     ]
     head = ["round", *(name.removesuffix("_ms").replace("_", " ") + ", ms" for name in found["rounds"][0])]
-    added = found["added_over_engine_in_turn_ms"]
-    line = f"Added over the engine in turn: {added['median']:.2f} ms ({added['min']:.2f} to {added['max']:.2f})."
+    in_turn, hot = (
+        f"{added['median']:.2f} ms ({added['min']:.2f} to {added['max']:.2f})"
+        for added in (found["added_over_engine_in_turn_ms"], found["added_over_engine_hot_ms"])
+    )
+    line = f"Added over the engine in turn: {in_turn}; over the engine in a hot loop, its best case: {hot}."
     return f"## One connection, shipped model\n\n{_table(head, rows)}\n\n{line}"
 
 

@@ -27,12 +27,16 @@ def test_what_was_not_measured_and_what_legacy_answered_are_told() -> None:
 
 def test_everything_measured_once_has_a_part() -> None:
     one = {"engine_hot_ms": 1.0, "engine_in_turn_ms": 1.5, "served_ms": 3.0}
-    added = {"median": 1.5, "min": 1.5, "max": 1.5}
+    in_turn, hot = ({"median": ms, "min": ms, "max": ms} for ms in (1.5, 2.0))
     text = render(
         results(
             row(0, "sluice", SHIPPED, "binary", 900),
             bare=[{"round": 0, "model": SHIPPED, "batch": 32, "windows_per_s": 1000.0}],
-            one_connection={"rounds": [one], "added_over_engine_in_turn_ms": added},
+            one_connection={
+                "rounds": [one],
+                "added_over_engine_in_turn_ms": in_turn,
+                "added_over_engine_hot_ms": hot,
+            },
             sweep=[{"connections": 1, "answered_rps": 10, "cpu_ms": {"gateway": 0.25}}],
             model_lane=[{"label": "unaudited", "model": "a", "p50_us": 570.0}],
             model_lane_note="Another machine took 600 µs.",
@@ -41,6 +45,7 @@ def test_everything_measured_once_has_a_part() -> None:
     assert "1000 windows/s at batch 32" in text
     assert "| 0.90 |" in text  # of the bare engine
     assert "Added over the engine in turn: 1.50 ms" in text
+    assert "hot loop, its best case: 2.00 ms" in text
     assert "| 1 | 10 | 0.250 |" in text
     assert "(unaudited)" in text
     assert "| a | 570 |" in text
