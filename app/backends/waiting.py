@@ -43,6 +43,8 @@ class FairQueue(Generic[Item]):
         # By key, then by principal: start tags by item, in order; an item that gives up leaves at once.
         self._lanes: dict[Hashable, dict[str, OrderedDict[Item, int]]] = {}
         self._virtual_time = 0
+        self._due = 0  # windows with tags up to the virtual time
+        self._later: Counter[int] = Counter()  # all others, by tag
         self._waiting: Counter[str] = Counter()  # windows by principal
         self._ends: dict[str, int] = {}  # end of each principal's last item, in virtual time
 
@@ -57,14 +59,16 @@ class FairQueue(Generic[Item]):
         self._ends[item.principal] = start + item.n_windows
         self._waiting[item.principal] += item.n_windows
         self._lanes.setdefault(item.key, {}).setdefault(item.principal, OrderedDict())[item] = start
-        self.n_windows += item.n_windows
+        self._count(item.n_windows, start)
 
     def ahead_of(self, principal: str) -> int:
         """About how many windows would go before an item of this principal that came now: at most all that wait.
 
-        Until its turn every principal that waits gets as much done as this one.
+        What is due goes first, however many principals share it; then every principal that waits gets as much done as
+        this one until its turn.
         """
-        return min(self.n_windows, (self._start_of(principal) - self._virtual_time) * len(self._waiting))
+        turns = (self._start_of(principal) - self._virtual_time) * len(self._waiting)
+        return min(self.n_windows, max(self._due, turns))
 
     def discard(self, item: Item) -> None:
         """Take the item out, if it still waits; it counts as if it had never come."""
@@ -84,7 +88,7 @@ class FairQueue(Generic[Item]):
             if taken and item.n_windows > room:
                 break
             room -= item.n_windows
-            self._virtual_time = max(self._virtual_time, start)  # a lane that was passed over has older tags
+            self._advance(start)
             self._remove(item)
             taken.append(item)
         return taken
@@ -92,15 +96,28 @@ class FairQueue(Generic[Item]):
     def _start_of(self, principal: str) -> int:
         return max(self._virtual_time, self._ends.get(principal, 0))
 
+    def _advance(self, virtual_time: int) -> None:
+        """Move virtual time on, never back: a lane that was passed over has older tags."""
+        for tag in range(self._virtual_time + 1, virtual_time + 1):
+            self._due += self._later.pop(tag, 0)
+        self._virtual_time = max(self._virtual_time, virtual_time)
+
+    def _count(self, n_windows: int, tag: int) -> None:
+        """So many windows of this tag came, or left where the number is negative."""
+        self.n_windows += n_windows
+        if tag <= self._virtual_time:
+            self._due += n_windows
+        else:
+            self._later[tag] += n_windows
+
     def _remove(self, item: Item) -> None:
         lane = self._lanes[item.key]
         items = lane[item.principal]
-        del items[item]
+        self._count(-item.n_windows, items.pop(item))
         if not items:
             del lane[item.principal]
         if not lane:
             del self._lanes[item.key]
-        self.n_windows -= item.n_windows
         self._waiting[item.principal] -= item.n_windows
         if not self._waiting[item.principal]:
             self._forget(item.principal)
@@ -112,6 +129,7 @@ class FairQueue(Generic[Item]):
             del self._ends[principal]
         if not self._waiting:
             self._virtual_time = 0
+            self._later.clear()
             self._ends.clear()
         elif len(self._ends) > 2 * len(self._waiting) + 64:  # now and then, so that the cost per item stays the same
             self._ends = {

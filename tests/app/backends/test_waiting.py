@@ -78,10 +78,20 @@ def test_a_discarded_item_is_gone_and_discarding_twice_does_nothing() -> None:
 
 
 def test_what_is_ahead_of_a_newcomer_is_nothing_and_of_the_flood_its_own_backlog() -> None:
-    queue = queue_of(*(Item("flood") for _ in range(100)))
+    queue = queue_of(*(Item("flood") for _ in range(101)))
+    queue.take(1)
     assert (queue.ahead_of("quiet"), queue.ahead_of("flood")) == (0, 100)
     queue.put(Item("quiet", 4))
     assert queue.ahead_of("quiet") == 8  # four of its own and as many of the flood's
+
+
+def test_many_principals_with_little_each_are_ahead_of_a_newcomer_together() -> None:
+    items = [Item(f"principal {number}", 4) for number in range(50)]
+    queue = queue_of(*items)
+    assert queue.ahead_of("newcomer") == 200
+    queue.take(80)
+    queue.discard(items[-1])
+    assert queue.ahead_of("newcomer") == queue.n_windows == 116
 
 
 def test_principals_that_have_left_are_forgotten() -> None:
@@ -131,4 +141,5 @@ def test_every_item_comes_out_exactly_once_and_groups_keep_to_their_size(
     assert all(len(group) == 1 or sum(item.n_windows for item in group) <= room for group in taken)
     assert all(len({item.key for item in group}) <= 1 for group in taken)
     assert Counter(map(id, (item for group in taken for item in group))) == Counter(map(id, put))
-    assert queue.n_windows == 0
+    assert queue.n_windows == queue.ahead_of("newcomer") == 0
+    assert queue._due == 0
