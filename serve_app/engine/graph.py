@@ -20,7 +20,7 @@ from serve_app.contract import N_FEATURES, N_STEPS
 from serve_app.model import HybridModel, Mixture
 
 # Neither 1 nor a size that means something else in the model, so that no axis can be taken for a constant.
-TRACED_BATCH = 5
+TRACED_BATCH = 11
 ONNX_OPSET = 20
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,6 +13,9 @@ from serve_app import engine as engines
 from serve_app import extras
 from serve_app.engine import EngineNotInstalled, load_engine
 from serve_app.engine.exact import ExactEngine
+from serve_app.engine.onnx_runtime import OnnxRuntimeEngine
+from serve_app.engine.open_vino import OpenVinoEngine
+from serve_app.serve_config import STUB_ENGINES, EngineName
 from tests.serve_app.engine.made import shipped
 
 ROOT = Path(__file__).parents[3]
@@ -51,6 +55,21 @@ def test_exact_is_taken_by_every_engine(name: str) -> None:
     engine = load_engine(shipped(), engine=name, exact=True)
     assert isinstance(engine, ExactEngine)
     assert (engine.name, engine.remark) == (name, "exact")
+
+
+def test_a_setting_takes_every_engine_and_no_other() -> None:
+    assert set(get_args(EngineName)) == set(engines.ENGINES)
+    assert set(STUB_ENGINES) == set(engines.WITHOUT_ARTEFACT)
+
+
+def test_optional_engines_take_one_thread_where_they_are_given_one() -> None:
+    # Asked of the libraries, which take every core by default: what is really busy depends on the rest of the machine.
+    onnx = load_engine(shipped(), engine="onnxruntime", threads=1)
+    assert isinstance(onnx, OnnxRuntimeEngine)
+    assert onnx._session.get_session_options().intra_op_num_threads == 1
+    openvino = load_engine(shipped(), engine="openvino", threads=1)
+    assert isinstance(openvino, OpenVinoEngine)
+    assert openvino._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_the_default_engine_imports_no_optional_library() -> None:
