@@ -41,7 +41,8 @@ class Measured:
         seconds: How long requests were sent.
         answered: Requests answered with 200.
         failed: All others by HTTP status or what happened; none is dropped.
-        latency_ms: `p50`, `p90`, `p99`, `max` and more of the answered; open loop: from when a request was due.
+        latency_ms: `p50`, `p90`, `p99`, `max` and more; open loop: of the answered, from when a request was due; closed
+            loop: of refusals too, as wrk has it.
         due_rps: Requests due per second in the open loop.
         late_ms: The same figures of how late the generator sent what had a free connection: its own fault.
         generator_cpu_s: CPU seconds of the generator.
