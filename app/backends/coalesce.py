@@ -105,7 +105,8 @@ class Coalescer:
         send: Answers one group; given the windows of its parts in order, it returns one row for each.
         max_group_windows: Most windows in one group; larger calls are split and put together again.
         max_in_flight: Most groups under way at a time; the attribute may be changed at any time.
-        max_queued_windows: Most windows waiting for a slot; beyond them calls are refused with `Overloaded`.
+        max_queued_windows: Most windows waiting for a slot before a call and with it; beyond them it is refused with
+            `Overloaded`. Twice as many may wait in all: a flood fills its own half and leaves the others' free.
         max_wait_s: Longest wait for a slot that a call is admitted to, judged by the present pace.
         clock: Seconds, monotonic; the clock of the calls' deadlines.
     """
@@ -187,10 +188,12 @@ class Coalescer:
 
     def _refuse_overload(self, call: Call, now: float) -> None:
         """Raise `Overloaded` for a call that the queue has no room for, or no time."""
-        if self._queue.n_windows + len(call.windows) > self._max_queued_windows:
+        ahead = self._queue.ahead_of(call.principal)
+        size, room = len(call.windows), self._max_queued_windows
+        if ahead + size > room or self._queue.n_windows + size > 2 * room:
             raise Overloaded("too many windows are waiting")
         # Who finds nobody ahead is let in: such answers, and nothing else, can tell that the pace has changed.
-        if ahead := self._queue.ahead_of(call.principal):
+        if ahead:
             wait_s = self._pace.s_per_window * ahead
             flight_s = self._pace.s_per_window * self._flying_windows
             if wait_s > self._max_wait_s or wait_s + flight_s > call.deadline - now:

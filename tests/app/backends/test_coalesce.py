@@ -190,6 +190,26 @@ def test_beyond_the_queue_calls_are_refused_and_the_queue_is_unharmed() -> None:
     drive(scenario)
 
 
+def test_a_flood_that_fills_the_queue_leaves_room_for_others_but_not_without_end() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_queued_windows=4)
+        flood(subject, 4)
+        await loop.settle()  # four are under way
+        flood(subject, 4)
+        await loop.settle()  # four wait
+        with pytest.raises(Overloaded):
+            await subject.predict(call(99, principal="flood"))
+        others = [spawn(subject.predict(call(mark, principal=f"quiet {mark}"))) for mark in range(4)]
+        await loop.settle()
+        assert [other.done() for other in others] == [False, False, False, True]
+        with pytest.raises(Overloaded):
+            await others[3]
+        subject.close()
+
+    drive(scenario)
+
+
 def test_a_cancelled_caller_leaves_the_queue_at_once() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
