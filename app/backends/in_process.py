@@ -108,6 +108,7 @@ class RegistrySource:
                 artefact, engine=self.engine, device=self.device, threads=self.threads, exact=self.exact
             )
         engine.warm_up()
+        gc.collect()  # or the freeze would keep what only waits to be collected: a trace leaves the model so
         gc.freeze()  # what torch brought is here to stay: a full collection would walk over all of it, for 0.1 s
         return engine
 

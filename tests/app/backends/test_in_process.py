@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 from app.backends.base import Call
 from app.backends.in_process import InProcessBackend, LoadFailed, RegistrySource
 from serve_app.contract import FloatArray, ModelFailed, ModelNotFound, NotReady, Options, Prediction
+from serve_app.engine.weights import load_model
 from tests.app.under_test import FakeClock
 
 from .hand_driven import prediction_for, windows
@@ -314,6 +316,21 @@ def test_the_noop_engine_needs_no_registry(tmp_path: Path) -> None:
 def test_the_exact_mode_reaches_the_engine() -> None:
     shipped = Path(__file__).parents[3] / "models"
     assert [source(shipped, exact=exact).load(None).remark for exact in (True, False)] == ["exact", ""]
+
+
+def test_a_load_leaves_no_model_behind_once_its_engine_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path(__file__).parents[3] / "models"
+    models: list[weakref.ref[Any]] = []
+
+    def remembered(*arguments: Any) -> Any:
+        model = load_model(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("serve_app.engine.pytorch.load_model", remembered)
+    source(shipped).load(None)
+    gc.collect()
+    assert [model() for model in models] == [None]
 
 
 def test_an_engine_that_is_not_installed_is_a_failed_load_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
