@@ -30,7 +30,8 @@ from serve_app.contract import WINDOW_BYTES, FloatArray, Options, Prediction, as
 
 MAX_ID_CHARS = 256
 
-# A client's requests mostly differ in their bytes alone, so small headers are remembered: 256 KiB at most.
+# A client's requests mostly differ in their bytes alone, so small headers are remembered: 256 KiB of them, and at most
+# a few MiB of what their JSON became.
 _MAX_REMEMBERED_BYTES = 1024
 _MAX_REMEMBERED = 256
 

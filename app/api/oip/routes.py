@@ -43,7 +43,7 @@ async def show_server(_: Predictor) -> Response:
     return _json({"name": "sluice", "version": installed_version("sluice"), "extensions": _EXTENSIONS})
 
 
-@router.get("/models/stats", response_model=Statistics, response_model_exclude_none=True, responses=_ABOUT_SERVER)
+@router.get("/models/stats", response_model=Statistics, responses=_ABOUT_SERVER)
 async def show_all_statistics(gateway: GatewayDep, _: Predictor) -> Response:
     """What every version of every model did since this worker's start."""
     return _json(_statistics(gateway))
