@@ -39,7 +39,7 @@ bench-full: $(SETUP)bench peers ## The same with every peer, lane and number of 
 bench-latency: $(SETUP)bench ## What gateway and Ray add to the bare engine at one connection
 	$(BIN)/python -m benchmarks latency $(ARGS)
 
-peers: ## Environments of the servers that `make bench` measures against, more than 1 GB
+peers: ## Environments of the servers that `make bench` measures against, 2.4 GB
 	@PYTHON=$(PYTHON) benchmarks/peers/setup
 
 clean: ## Remove what the other targets made

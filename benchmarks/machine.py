@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.peers.catalogue import PEERS
 
-_OURS = ("fastapi", "httptools", "numpy", "orjson", "ray", "torch", "uvicorn", "uvloop")
+_OURS = ("fastapi", "httptools", "numpy", "onnxruntime", "openvino", "orjson", "ray", "torch", "uvicorn", "uvloop")
 _THEIRS = {"triton": "nvidia-pytriton", "litserve": "litserve", "bentoml": "bentoml", "mosec": "mosec"}
 _ASK_VERSION = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
 
