@@ -150,7 +150,7 @@ class InProcessBackend:
         cache_size: Most versions in memory, the default among them.
         cache_ttl_s: Seconds without a call after which a version without alias is let go.
         max_group_windows: Most windows of one forward pass.
-        max_queued_windows: Most windows that may wait.
+        max_queued_windows: Most windows that may wait before a call and with it.
         max_wait_s: Longest wait for a slot that a call is admitted to.
         clock: Seconds, monotonic.
     """

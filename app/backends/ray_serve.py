@@ -64,7 +64,7 @@ class RayServeBackend:
         app_name: Application of the default version; version V is served by `APP_NAME-V`.
         max_group_windows: Most windows in one handle call.
         max_in_flight: Most handle calls under way per application; more when it has many replicas to keep busy.
-        max_queued_windows: Most windows waiting per application.
+        max_queued_windows: Most windows that may wait before a call and with it, per application.
         max_wait_s: Longest wait for a slot that a call is admitted to.
         environment: Variables for the bridge process, on top of this process's own.
         clock: Seconds, monotonic.

@@ -71,7 +71,7 @@ class RemoteBackend:
             where the service asks for none.
         timeout_s: Longest a call may take here, waiting for a connection included.
         max_connections: Most requests under way.
-        max_queued_windows: Most windows that may wait.
+        max_queued_windows: Most windows that may wait before a call and with it.
         max_wait_s: Longest wait for a slot that a call is admitted to.
         resolve: Gives the numeric addresses of a host and port, raises `OSError`.
         clock: Seconds, monotonic.
