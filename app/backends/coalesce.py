@@ -219,12 +219,14 @@ class Coalescer:
     def _room(self) -> int:
         """Windows for the next group: at the present pace, all slots hold work for half of `max_wait_s` at most.
 
-        What is under way cannot be overtaken any more, so a slow model gets smaller groups.
+        What is under way cannot be overtaken any more, so a slow model gets smaller groups; down to one full group
+        over all slots, because a pass that takes long whatever its size would only get slower per window.
         """
         slot_s = self._max_wait_s / 2 / self.max_in_flight
-        if self._pace.s_per_window * self._max_group_windows <= slot_s:
-            return self._max_group_windows
-        return max(1, int(slot_s / self._pace.s_per_window))
+        fitting = self._max_group_windows
+        if self._pace.s_per_window * fitting > slot_s:
+            fitting = int(slot_s / self._pace.s_per_window)
+        return max(fitting, self._max_group_windows // self.max_in_flight, 1)
 
     def _fly(self, parts: tuple[Part, ...], now: float) -> None:
         if not self._flights:
