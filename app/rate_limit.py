@@ -54,7 +54,7 @@ class RateLimiter(Protocol):
 
 
 class SlidingWindowLimiter:
-    """The limit of one policy, by the library `limits` over any of its storages with sliding-window counters.
+    """The limit of one policy, over the sliding-window counters of a storage of the library `limits`.
 
     Args:
         storage: Where the counters are.

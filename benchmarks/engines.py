@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.bench.inputs import draw_windows
+from benchmarks.rounds import turned
 from serve_app.contract import FloatArray, Options
 from serve_app.engine import Engine, installed_engines, load_engine
 from serve_app.engine.base import Setup
@@ -58,8 +59,7 @@ def _measure(engines: Mapping[str, Engine], windows: FloatArray, rounds: int) ->
     names = list(engines)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        for name in turned(names, number):
             times[name] += _block(engines[name], windows)
     return [
         {

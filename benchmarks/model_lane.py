@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.rounds import turned
 from serve_app.contract import FloatArray
 from serve_app.engine.graph import frozen, to_onnx, trace
 
@@ -171,8 +172,7 @@ def time_in_turns(
     names = list(engines)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(max(1, calls // BLOCK)):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        for name in turned(names, number):
             for _ in range(BLOCK):
                 started = clock()
                 engines[name](window)

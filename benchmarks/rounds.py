@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
+
+T = TypeVar("T")
 
 NOOP, SMALL, SHIPPED = "noop", "about_1ms", "shipped"
 
@@ -104,12 +107,14 @@ def rotate(sessions: Sequence[Session], round_number: int) -> list[Session]:
         sessions: Grouped by model.
         round_number: From 0.
     """
-    turned = []
-    for _, group in groupby(sessions, key=lambda session: session.model):
-        own = list(group)
-        first = round_number % len(own)
-        turned += own[first:] + own[:first]
-    return turned
+    groups = (list(group) for _, group in groupby(sessions, key=lambda session: session.model))
+    return [session for group in groups for session in turned(group, round_number)]
+
+
+def turned(things: Sequence[T], places: int) -> list[T]:
+    """The things, begun so many places further on, so that over the rounds none is always first."""
+    first = places % len(things)
+    return [*things[first:], *things[:first]]
 
 
 def around_s(sessions: Sequence[Session], starts_s: Mapping[str, float]) -> float:

@@ -206,9 +206,7 @@ class Prediction:
 
     def rows(self, start: int, stop: int) -> Prediction:
         """The answer for windows start..stop of the batch, as views."""
-        values: Any = dict.fromkeys(self.__dataclass_fields__)
-        for name in ("model_name", "model_version", "model_time_ms", "batch_wait_ms"):
-            values[name] = getattr(self, name)
+        values: Any = {name: getattr(self, name) for name in self.__dataclass_fields__}
         for name, array in self._arrays():
             values[name] = array[start:stop]
         return Prediction(**values)  # quicker than `replace`

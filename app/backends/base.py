@@ -51,10 +51,6 @@ class Call:
     version: str | None = None
     trace: str | None = None
 
-    def until(self, deadline: float) -> Call:
-        """The same call with another deadline."""
-        return Call(self.windows, self.options, deadline, self.request_id, self.principal, self.version, self.trace)
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.backends.base import Answer, Arm, Backend, Call
 from app.rollout.choice import hash_principal, is_canary
@@ -76,7 +76,7 @@ class Dispatcher:
         if backend != CANARY or STABLE not in arms:
             return Served(await self._ask(backend, call), Arm(backend, call.version))
         now = self._clock()
-        canary_call = call.until(now + _CANARY_BUDGET * (call.deadline - now))
+        canary_call = replace(call, deadline=now + _CANARY_BUDGET * (call.deadline - now))
         try:
             return Served(await self._ask(backend, canary_call), Arm(backend, call.version))
         except _FINAL:
