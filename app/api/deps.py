@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
@@ -14,9 +14,11 @@ from app.api import docs
 from app.auth import Principal, TokenVerifier, bearer_token
 from app.backends.base import Backend
 from app.backends.probe import Prober
+from app.drain import Drain
 from app.errors import Forbidden
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
+from app.rate_limit import RateLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import Rollout
 
@@ -26,17 +28,35 @@ PUBLIC_PATHS = docs.PATHS | {"/health", "/health/live", "/health/ready", "/v2/he
 BEARER = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token with the scope that the route names.")
 
 
+class Service(Protocol):
+    """What runs while the gateway serves."""
+
+    async def start(self) -> None:
+        """Begin, and return quickly whatever the peers do."""
+
+    async def stop(self) -> None:
+        """End, and give back what was taken."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The parts of one gateway, wired by `create_app`; routes find it as `app.state.gateway`."""
+    """The parts of one gateway, put together by `app.wiring.wire`; routes find it as `app.state.gateway`.
+
+    Attributes:
+        services: Parts to start with the gateway, in this order, and to stop in the reverse one.
+    """
 
     backends: Sequence[Backend]
     dispatcher: Dispatcher
     rollout: Rollout
     prober: Prober
     verifier: TokenVerifier
+    limiter: RateLimiter
     metrics: Metrics
     statistics: InferenceStatistics
+    drain: Drain
+    services: Sequence[Service]
+    sticky_key: bytes
     metrics_public: bool
     model: str
     clock: Callable[[], float]

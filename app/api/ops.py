@@ -39,9 +39,11 @@ async def show_live() -> dict[str, str]:
 
 @router.get("/health/ready", responses={503: {"description": "No arm can answer."}})
 async def show_ready(gateway: GatewayDep) -> JSONResponse:
-    """Whether at least one arm can answer now."""
+    """Whether at least one arm can answer now, and the gateway is not about to leave."""
     statuses = {backend.name: backend.status() for backend in gateway.backends}
     arms = [{"arm": name, "ready": status.ready, "reason": status.reason} for name, status in statuses.items()]
+    if gateway.drain.has_begun:
+        return JSONResponse({"status": "leaving", "arms": arms}, 503, _RETRY_AFTER)
     if any(status.ready for status in statuses.values()):
         return JSONResponse({"status": "ready", "arms": arms})
     return JSONResponse({"status": "not-ready", "arms": arms}, 503, _RETRY_AFTER)

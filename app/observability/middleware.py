@@ -14,6 +14,7 @@ import orjson
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.drain import Drain
 from app.errors import REFUSALS, problem_response
 from app.observability.ledger import Ledger
 from app.observability.logs import LineWriter, timestamp
@@ -34,6 +35,7 @@ class Edge:
         hot_routes: By exact path, routes whose `app` is plain ASGI; they stand among the application's routes as
             well, which document them and refuse other methods.
         metrics: Counts the requests of hot routes; the instrumentator counts all others.
+        drain: Tells when every answer shall close its connection.
         clock: Monotonic seconds.
         access_log: Takes one line per request; None for no access log.
     """
@@ -44,6 +46,7 @@ class Edge:
         *,
         hot_routes: Mapping[str, Route],
         metrics: Metrics,
+        drain: Drain,
         clock: Callable[[], float],
         access_log: LineWriter | None,
     ) -> None:
@@ -52,6 +55,7 @@ class Edge:
             (method, path): route for path, route in hot_routes.items() for method in route.methods or ()
         }
         self._metrics = metrics
+        self._drain = drain
         self._clock = clock
         self._access_log = access_log
 
@@ -70,6 +74,8 @@ class Edge:
                 request_id = (b"x-request-id", ledger.request_id.encode())
                 timing = (b"server-timing", ledger.server_timing().encode())
                 message["headers"] = [*message.get("headers", ()), *_COMMON_HEADERS, request_id, timing]
+                if self._drain.has_begun:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         hot_route = self._hot_routes.get((scope["method"], scope["path"]))

@@ -123,5 +123,5 @@ def _require_version(gateway: Gateway, model: str, version: str) -> None:
 
 
 def _require_ready(gateway: Gateway) -> None:
-    if not any(backend.status().ready for backend in gateway.backends):
+    if gateway.drain.has_begun or not any(backend.status().ready for backend in gateway.backends):
         raise NotReady("no arm can answer")
