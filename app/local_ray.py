@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import secrets
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import httpx
 
+from app.parent import end_with_parent
 from serve_app.serve_config import SERVE_ENV
 
 _LOOPBACK = "127.0.0.1"
@@ -36,7 +36,6 @@ LOCAL_ENV = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 
-_PR_SET_PDEATHSIG = 1
 _END_TIMEOUT_S = 5.0
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024  # a group of 32 windows is 0.4 MB and travels in the message itself
 
@@ -104,7 +103,7 @@ class LocalRay:
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C at the terminal reaches the gateway first, which then ends Ray in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  # one system call, made before threads exist
+                preexec_fn=end_with_parent,  # noqa: PLW1509  # one system call, made before threads exist
             )
         deadline = time.monotonic() + timeout_s
         while not self._takes_configurations():
@@ -178,11 +177,6 @@ def _free_ports(count: int) -> list[int]:
             if len(free) == count:
                 return free
     raise LocalRayFailed(f"fewer than {count} ports from {_PORTS.start} to {_PORTS.stop - 1} are free")
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to end the child when its parent dies, even by SIGKILL (Linux; see prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def descendants(pid: int) -> list[int]:

@@ -46,6 +46,7 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
     log_stream: IO[bytes] | None = None,
+    notice_s: float | None = None,
 ) -> FastAPI:
     """Build the gateway.
 
@@ -56,6 +57,7 @@ def create_app(
         clock: Monotonic seconds, for durations and deadlines.
         wall_clock: Seconds since the epoch, for tokens and records.
         log_stream: Where log lines go; standard error unless given.
+        notice_s: Seconds for which SIGTERM is told to the callers before the server sees it; None leaves signals alone.
 
     Raises:
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
@@ -63,7 +65,7 @@ def create_app(
     gateway = wire(settings, backends=backends, store=store, clock=clock, wall_clock=wall_clock)
     hot_routes = _hot_routes(settings, gateway)
     log = LineWriter(log_stream or sys.stderr.buffer)
-    app = _framework(settings, _lifespan(gateway, log, settings.log_level))
+    app = _framework(settings, _lifespan(gateway, log, settings.log_level, notice_s))
     app.state.gateway = gateway
     app.router.routes.extend(hot_routes.values())
     for router in ROUTERS:
@@ -132,13 +134,15 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
     }
 
 
-def _lifespan(gateway: Gateway, log: LineWriter, log_level: str) -> Lifespan:
+def _lifespan(gateway: Gateway, log: LineWriter, log_level: str, notice_s: float | None) -> Lifespan:
     """What runs while the gateway serves; it begins quickly whatever Ray or the model do, and ends in reverse."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.enter_context(logging_to(log, log_level))
+            if notice_s is not None:
+                gateway.drain.begin_on_sigterm(notice_s)
             await gateway.rollout.load()
             for service in gateway.services:
                 stack.push_async_callback(service.stop)

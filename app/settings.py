@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from serve_app.serve_config import EngineName
+from serve_app.serve_config import FAULT_ENGINE, EngineName
 
 PREFIX = "GATEWAY_"
 
@@ -168,6 +169,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.", min_length=1)
     port: int = Field(8000, description="Port to listen on; 0 takes a free one.", ge=0, le=65535)
     workers: int = Field(1, description="Gateway processes. More than one needs Redis.", ge=1, le=64)
+    trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Addresses or networks of proxies whose X-Forwarded-For is believed, by commas."
+    )
+    drain_notice_ms: int = Field(
+        5000, description="After SIGTERM: not ready, but still answering, for so many ms.", ge=0, le=60_000
+    )
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics_public: bool = Field(False, description="Serve /metrics without a token.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
@@ -226,6 +233,15 @@ class Settings(BaseSettings):
         3600, description="Seconds without a call after which legacy lets a version without alias go.", ge=1, le=604800
     )
 
+    prod: bool = Field(
+        False,
+        validation_alias=AliasChoices("PROD", "prod"),
+        description="Refuse whatever is there for tests of faults alone.",
+    )
+    fault_file: Path | None = Field(
+        None, description="What the engine faulty is told by, which fails on purpose. Empty: there are no faults."
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any, info: Any) -> Any:
@@ -234,11 +250,23 @@ class Settings(BaseSettings):
             return cls.model_fields[info.field_name].default
         return value
 
-    @field_validator("route_key_subjects", mode="before")
+    @field_validator("route_key_subjects", "trusted_proxies", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
             return frozenset(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_trusted_proxies(cls, value: frozenset[str]) -> frozenset[str]:
+        for proxy in value:
+            try:
+                network = ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError("must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24") from None
+            if network.prefixlen == 0:
+                raise ValueError("must not hold every address: anybody could then say to be anybody")
         return value
 
     @field_validator("legacy_url")
@@ -306,6 +334,14 @@ class Settings(BaseSettings):
     def _check_legacy(self) -> Settings:
         if self.legacy == "remote" and self.legacy_url is None:
             raise ValueError("GATEWAY_LEGACY=remote needs GATEWAY_LEGACY_URL: scheme, host and port of the service")
+        return self
+
+    @model_validator(mode="after")
+    def _check_faults(self) -> Settings:
+        if self.prod and (self.engine == FAULT_ENGINE or self.fault_file is not None):
+            raise ValueError(f"with PROD=1 there is no engine {FAULT_ENGINE} and no GATEWAY_FAULT_FILE")
+        if self.engine == FAULT_ENGINE and self.fault_file is None:
+            raise ValueError(f"GATEWAY_ENGINE={FAULT_ENGINE} needs GATEWAY_FAULT_FILE")
         return self
 
     def with_overrides(self, **values: Any) -> Settings:

@@ -40,6 +40,7 @@ from serve_app.serve_config import ServedApplication, ServedModel, build_config
 
 _TIMEOUT_S = 90.0
 _UNREACHABLE_LIMIT = 1_000_000_000  # windows per minute
+_WORKER = "multiprocessing.spawn"
 _BRIDGE = "app.backends.bridge"
 
 
@@ -116,6 +117,8 @@ def from_native(response: bytes) -> FloatArray:
 
 
 def _role_of(command: str) -> str:
+    if _WORKER in command:
+        return "gateway"
     return "bridge" if _BRIDGE in command else ray_role(command, "other")
 
 

@@ -7,7 +7,11 @@ import os
 import signal
 import socket
 import sys
-from typing import IO, Annotated, Any
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +20,7 @@ from app.cli.access import mint
 from app.cli.deploy import served_model
 from app.cli.registry import registry_of
 from app.cli.terminal import EX_CONFIG, err, fail, out
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, variable_of
 
 
 def serve(
@@ -31,18 +35,18 @@ def serve(
         overrides["jwt_secret_file"] = development.development_secret()
     settings = settings.with_overrides(**overrides)
     settings.signing_secret()
-    settings = settings.with_overrides(port=_require_free_port(settings.host, settings.port))
+    listener = _listener(settings.host, settings.port)
+    settings = settings.with_overrides(port=listener.getsockname()[1])
     _require_model(settings)
     _require_state(settings)
-    # Uvicorn drains on SIGTERM and then raises it once more; the end was asked for, so it is no fault.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the supervisor takes it over
     if local:
-        _serve_local(settings)
+        _serve_local(settings, listener)
     else:
-        _run_gateway(settings)
+        _run_gateway(settings, listener)
 
 
-def _serve_local(settings: Settings) -> None:
+def _serve_local(settings: Settings, listener: socket.socket) -> None:
     """Ray as a child, the deployment put onto it while the gateway already serves; all of it ends together."""
     from app.local_ray import LocalRay, LocalRayFailed
     from serve_app.serve_config import ServedApplication, build_config
@@ -52,7 +56,7 @@ def _serve_local(settings: Settings) -> None:
     err.print("Starting Ray on this machine …")
     ray = LocalRay(num_cpus=max(2, os.cpu_count() or 1))
     try:
-        with ray, development.announced(url, ray), development.LOG_FILE.open("ab") as log:
+        with ray, development.announced(url, ray):
             os.environ.update(ray.environment)  # the bridge process inherits what it needs to join
             err.print(f"Starting the gateway on {url}; its log is {development.LOG_FILE}")
             application = ServedApplication(
@@ -62,30 +66,31 @@ def _serve_local(settings: Settings) -> None:
             development.BackgroundDeploy(
                 ray, config, gateway_url=url, say=err.print, on_ready=lambda: _invite(settings, url)
             ).start()
-            _run_gateway(settings.with_overrides(ray_address=ray.address), log)
+            # Nobody else takes over what a developer ends, so nobody needs notice.
+            settings = settings.with_overrides(ray_address=ray.address, drain_notice_ms=0)
+            _run_gateway(settings, listener, development.LOG_FILE)
     except LocalRayFailed as error:
         fail(str(error))
 
 
-def _run_gateway(settings: Settings, log_stream: IO[bytes] | None = None) -> None:
-    import uvicorn
+def _run_gateway(settings: Settings, listener: socket.socket, log_file: Path | None = None) -> None:
+    from app import workers
 
-    from app.main import create_app
+    with _metrics_shared(settings) as shared:
+        sys.exit(workers.serve(shared, listener, log_file))
 
-    uvicorn.run(
-        create_app(settings, log_stream=log_stream),
-        host=settings.host,
-        port=settings.port,
-        http="httptools",  # the strictest of uvicorn's two parsers about message framing
-        loop="uvloop",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,  # nobody's word is taken for whose request it is
-        timeout_keep_alive=75,  # a desk that asks every ten seconds keeps its connection
-        timeout_graceful_shutdown=25,
-    )
+
+@contextmanager
+def _metrics_shared(settings: Settings) -> Iterator[Settings]:
+    """Give several workers a folder in which their metrics add up, empty at the start; one worker needs none."""
+    if settings.workers == 1 or settings.multiproc_dir is not None:
+        for stale in () if settings.multiproc_dir is None else settings.multiproc_dir.glob("*.db"):
+            stale.unlink()
+        yield settings
+        return
+    with tempfile.TemporaryDirectory(prefix="sluice-metrics-") as folder:
+        os.environ[variable_of("multiproc_dir")] = folder  # the library looks for it itself, in each worker
+        yield settings.with_overrides(multiproc_dir=folder)
 
 
 def _invite(settings: Settings, url: str) -> None:
@@ -105,15 +110,14 @@ def _invite(settings: Settings, url: str) -> None:
     )
 
 
-def _require_free_port(host: str, port: int) -> int:
-    """The port to listen on: the one asked for, or a free one for 0, so that it can be told before it listens."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            fail(f"cannot listen on {host}:{port}: {error.strerror}; another port: make run PORT={port + 1}", EX_CONFIG)
-        return int(probe.getsockname()[1])
+def _listener(host: str, port: int) -> socket.socket:
+    """The socket to serve on, bound before anything else is started, so that its address can be told."""
+    from app import workers
+
+    try:
+        return workers.listen(host, port)
+    except OSError as error:
+        fail(f"cannot listen on {host}:{port}: {error.strerror}; another port: make run PORT={port + 1}", EX_CONFIG)
 
 
 def _require_model(settings: Settings) -> None:

@@ -53,6 +53,7 @@ class GatewayProcess:
                     **os.environ,
                     "MODEL_REGISTRY_PATH": str(ROOT / "models"),
                     "GATEWAY_JWT_SECRET": self._secret,
+                    "GATEWAY_DRAIN_NOTICE_MS": "0",  # nobody is there to be told
                     **environment,
                 },
                 stdout=log,
@@ -63,7 +64,13 @@ class GatewayProcess:
 
     @property
     def pid(self) -> int:
+        """The supervisor, which lives as long as the gateway does."""
         return self._process.pid
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, oldest first."""
+        pids = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def headers(self, scopes: str = "predict ops admin", subject: str = "desk") -> dict[str, str]:
         token = mint_token(
