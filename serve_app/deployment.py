@@ -243,6 +243,7 @@ def _load(served: ServedModel) -> Engine:
         threads=served.threads,
         gpu_share=served.gpu_share,
         exact=served.exact,
+        fault_file=None if served.fault_file is None else Path(served.fault_file),
     )
     engine.warm_up()
     return engine

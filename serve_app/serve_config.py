@@ -48,8 +48,9 @@ SERVE_ENV: dict[str, str] = {
 }
 
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
-EngineName = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-bf16", "noop", "sleep"]
-STUB_ENGINES = ("noop", "sleep")  # they answer a constant
+EngineName = Literal["auto", "torch", "onnxruntime", "openvino", "openvino-bf16", "noop", "sleep", "faulty"]
+FAULT_ENGINE = "faulty"  # fails as it is told
+STUB_ENGINES = ("noop", "sleep", FAULT_ENGINE)  # they answer a constant
 
 
 class _Strict(BaseModel):
@@ -69,6 +70,7 @@ class ServedModel(_Strict):
         registry_key_path: Public key on the replicas' nodes; where given, only versions signed with it are served.
         exact: Answers whose bits do not depend on batch mates, at a price.
         gpu_share: Share of a GPU that bounds the memory taken there; `ServedApplication` fills in its size's.
+        fault_file: On the replicas' nodes, what the engine `faulty` is told by.
     """
 
     registry_path: str = "models/"
@@ -80,6 +82,7 @@ class ServedModel(_Strict):
     registry_key_path: str | None = None
     exact: bool = False
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    fault_file: str | None = None
 
 
 class QueueLimits(_Strict):

@@ -83,6 +83,7 @@ class RegistrySource:
         threads: Threads of one forward pass.
         key_file: Public key; where given, unsigned versions are refused.
         exact: Answers whose bits do not depend on batch mates, at a price.
+        fault_file: What the engine `faulty` is told by.
     """
 
     registry_path: Path
@@ -93,6 +94,7 @@ class RegistrySource:
     threads: int
     key_file: Path | None = None
     exact: bool = False
+    fault_file: Path | None = None
 
     def load(self, version: str | None) -> Engine:
         # Here and not above: torch takes seconds to import, and the gateway listens before.
@@ -105,7 +107,12 @@ class RegistrySource:
                 registry = open_registry(self.registry_path, key_file=self.key_file)
                 artefact = registry.load(self.model, version or self.version)
             engine = load_engine(
-                artefact, engine=self.engine, device=self.device, threads=self.threads, exact=self.exact
+                artefact,
+                engine=self.engine,
+                device=self.device,
+                threads=self.threads,
+                exact=self.exact,
+                fault_file=self.fault_file,
             )
         engine.warm_up()
         gc.collect()  # or the freeze would keep what only waits to be collected: a trace leaves the model so

@@ -74,6 +74,20 @@ def served_model(
             "engine": engine,
             "device": device,
             "exact": exact,
+            "fault_file": fault_file_of(settings, engine),
             "registry_key_path": settings.registry_key_file and str(settings.registry_key_file),
         }
     )
+
+
+def fault_file_of(settings: Settings, engine: str) -> str | None:
+    """What the engine that fails on purpose is told by, None for every other engine."""
+    from serve_app.serve_config import FAULT_ENGINE
+
+    if engine != FAULT_ENGINE:
+        return None
+    if settings.prod:
+        fail(f"with PROD=1 there is no engine {FAULT_ENGINE}", EX_CONFIG)
+    if settings.fault_file is None:
+        fail(f"the engine {FAULT_ENGINE} needs GATEWAY_FAULT_FILE", EX_CONFIG)
+    return str(settings.fault_file.resolve())

@@ -5,17 +5,20 @@
     openvino        OpenVINO, extra `openvino`; openvino-bf16 with less precision
     auto            the quickest of torch, onnxruntime and openvino where it is loaded
     noop, sleep     no model: for measuring, and for tests of overload
+    faulty          no model either, and fails as a file tells it: for tests of faults
 
-All but the last two answer the same within 1e-5 (bf16: 1e-2, features 2e-2). Each optional library has one home here,
+All but the last three answer the same within 1e-5 (bf16: 1e-2, features 2e-2). Each optional library has one home here,
 which is imported when its engine is first loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from serve_app.engine.base import Engine, Setup
 from serve_app.engine.exact import ExactEngine
+from serve_app.engine.faulty import FaultyEngine
 from serve_app.engine.pytorch import TorchEngine
 from serve_app.engine.quickest import load_quickest
 from serve_app.engine.stubs import NoopEngine, SleepEngine
@@ -62,7 +65,8 @@ _LOADERS: Mapping[str, Callable[[Artefact, Setup], Engine]] = {
 AUTO = ("torch", "onnxruntime", "openvino")  # what `auto` chooses from: nothing that costs precision
 
 # Engines that answer without a model, so that overhead can be measured without a registry.
-WITHOUT_ARTEFACT: Mapping[str, type[NoopEngine]] = {engine.name: engine for engine in (NoopEngine, SleepEngine)}
+_STUBS: tuple[type[NoopEngine], ...] = (NoopEngine, SleepEngine, FaultyEngine)
+WITHOUT_ARTEFACT: Mapping[str, type[NoopEngine]] = {engine.name: engine for engine in _STUBS}
 
 ENGINES: tuple[str, ...] = (*_LOADERS, *WITHOUT_ARTEFACT)
 
@@ -75,6 +79,7 @@ def load_engine(
     threads: int = 1,
     gpu_share: float = 1.0,
     exact: bool = False,
+    fault_file: Path | None = None,
 ) -> Engine:
     """Make an engine by name; call its `warm_up` before the first caller comes.
 
@@ -85,13 +90,14 @@ def load_engine(
         threads: Threads of one forward pass.
         gpu_share: Share of the GPU that is this process's own; it bounds the memory taken there.
         exact: Answers whose bits do not depend on batch mates; `ExactEngine` says at what price.
+        fault_file: What the engine `faulty` is told by.
 
     Raises:
         ValueError: No such engine, a device or share that it cannot have, or no artefact for one that needs it.
         EngineNotInstalled: Its library is not installed.
         ArtefactRejected: The artefact is no model that this code can run.
     """
-    setup = Setup(device, threads, gpu_share, exact)
+    setup = Setup(device, threads, gpu_share, exact, fault_file)
     if engine in WITHOUT_ARTEFACT:
         return WITHOUT_ARTEFACT[engine](artefact, setup)
     if engine not in _LOADERS:

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,12 +63,14 @@ class Setup:
         threads: Threads of one forward pass.
         gpu_share: Share of the GPU that is this process's own; it bounds the memory taken there.
         exact: Answers whose bits do not depend on batch mates.
+        fault_file: What the engine `faulty` reads; the others know nothing of it.
     """
 
     device: str = "cpu"
     threads: int = 1
     gpu_share: float = 1.0
     exact: bool = False
+    fault_file: Path | None = None
 
 
 class GraphEngine(ABC):

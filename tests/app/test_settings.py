@@ -277,3 +277,17 @@ def test_an_override_is_checked_and_keeps_the_secret(monkeypatch: pytest.MonkeyP
 def test_subjects_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_ROUTE_KEY_SUBJECTS", "gateway-a, gateway-b,")
     assert load_settings().route_key_subjects == {"gateway-a", "gateway-b"}
+
+
+def test_what_fails_on_purpose_needs_its_file_and_is_refused_in_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_ENGINE", "faulty")
+    with pytest.raises(ConfigError, match="needs GATEWAY_FAULT_FILE"):
+        load_settings()
+    monkeypatch.setenv("GATEWAY_FAULT_FILE", "fault.json")
+    assert load_settings().engine == "faulty"
+    monkeypatch.setenv("PROD", "1")
+    with pytest.raises(ConfigError, match="PROD=1"):
+        load_settings()
+    monkeypatch.setenv("GATEWAY_ENGINE", "torch")
+    with pytest.raises(ConfigError, match="PROD=1"):
+        load_settings()

@@ -44,3 +44,13 @@ def test_replicas_get_the_key_the_device_and_their_share_of_it(tmp_path: Path) -
     assert served["registry_key_path"] == str(tmp_path / "registry.pub")
     assert (served["device"], served["gpu_share"]) == ("cuda", 0.5)
     assert_one_plain_line(sluice(*words, "local", cwd=tmp_path, **where), EX_CONFIG, "no GPU share")
+
+
+def test_an_engine_that_fails_on_purpose_is_deployed_with_its_file_and_never_in_production(tmp_path: Path) -> None:
+    words = ("deploy", "--dry-run", "--engine", "faulty")
+    where = {"MODEL_REGISTRY_PATH": str(MODELS)}
+    assert_one_plain_line(sluice(*words, cwd=tmp_path, **where), EX_CONFIG, "needs GATEWAY_FAULT_FILE")
+    result = sluice(*words, cwd=tmp_path, GATEWAY_FAULT_FILE="fault.json", **where)
+    (application,) = json.loads(result.stdout)["applications"]
+    assert application["deployments"][0]["user_config"]["fault_file"] == str(tmp_path / "fault.json")
+    assert_one_plain_line(sluice(*words, cwd=tmp_path, PROD="1", **where), EX_CONFIG, "PROD=1")

@@ -22,14 +22,18 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="known are auto, noop, onnxruntime, openvino, openvino-bf16, sleep, torch"):
+    with pytest.raises(
+        ValueError, match="known are auto, faulty, noop, onnxruntime, openvino, openvino-bf16, sleep, torch"
+    ):
         load_engine(shipped(), engine="magic")
 
 
-def test_only_engines_without_a_model_need_no_artefact() -> None:
+def test_only_engines_without_a_model_need_no_artefact(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the torch engine needs an artefact"):
         load_engine(None)
-    assert [load_engine(None, engine=name).model_name for name in engines.WITHOUT_ARTEFACT] == ["noop", "sleep"]
+    (fault_file := tmp_path / "fault.json").write_text("{}")
+    stubs = [load_engine(None, engine=name, fault_file=fault_file).model_name for name in engines.WITHOUT_ARTEFACT]
+    assert stubs == ["noop", "sleep", "faulty"]
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "openvino-bf16"])
