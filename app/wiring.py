@@ -106,6 +106,7 @@ def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBack
         threads=settings.engine_threads,
         key_file=settings.registry_key_file,
         exact=settings.exact,
+        fault_file=settings.fault_file,
     )
     return InProcessBackend(
         source,
