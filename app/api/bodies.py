@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
-from app.errors import BodyTooLarge, ClientGone, UnsupportedBody, invalid_model
+from app.api.documents import read_object
+from app.errors import BadRequest, BodyTooLarge, ClientGone, UnsupportedBody, invalid_model
+from serve_app.contract import DeadlineExceeded
 
 _MAX_COMMAND_BYTES = 4096
+_COMMAND_TIMEOUT_S = 2.0
+
+_COMMAND_HEADERS = frozenset({b"content-type", b"content-length", b"content-encoding"})
+_LISTS = frozenset({b"accept-encoding"})
 
 _M = TypeVar("_M", bound=BaseModel)
 
@@ -40,25 +47,54 @@ async def read_body(receive: Receive, content_length: bytes | None, max_body_byt
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_command(request: Request, model: type[_M]) -> _M:
+async def read_command(request: Request, model: type[_M], *, timeout_s: float = _COMMAND_TIMEOUT_S) -> _M:
     """Read a small JSON body into `model`.
 
     FastAPI would parse a body parameter before it asks for the token; a route that calls this parses it after.
 
     Raises:
-        UnsupportedBody: Not declared as JSON.
+        UnsupportedBody: Not declared as JSON, or compressed.
         BodyTooLarge: Over 4 KiB.
-        BadRequest: Not JSON.
+        DeadlineExceeded: Not here within `timeout_s`.
+        BadRequest: Not JSON, or a name is given twice.
         InvalidInput: Not what the model takes.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    headers = single_headers(request.scope, _COMMAND_HEADERS)
+    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedBody("Content-Type must be application/json")
-    body = await read_body(request.receive, None, _MAX_COMMAND_BYTES)
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedBody("bodies must come uncompressed here", headers={"Accept-Encoding": "identity"})
     try:
-        return model.model_validate_json(body)
+        async with asyncio.timeout(timeout_s):
+            body = await read_body(request.receive, headers.get(b"content-length"), _MAX_COMMAND_BYTES)
+    except TimeoutError:
+        raise DeadlineExceeded from None
+    try:
+        return model.model_validate(read_object(body))
     except ValidationError as error:
         raise invalid_model(error) from None
+
+
+def single_headers(scope: Scope, names: frozenset[bytes]) -> dict[bytes, bytes]:
+    """The headers of these names, by lower-case name; one that may be a list may come in parts.
+
+    Raises:
+        BadRequest: A header that has one value is given twice.
+    """
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in names:
+            found[name] = value if name not in found else _joined(name, found[name], value)
+    return found
+
+
+def _joined(name: bytes, one: bytes, other: bytes) -> bytes:
+    """What two headers of one name say together (RFC 9110, section 5.3)."""
+    if name == b"traceparent":
+        return b""  # W3C Trace Context, section 3.2: a trace that cannot be told begins anew
+    if name not in _LISTS:
+        raise BadRequest("a header that must be single is given twice")
+    return one + b", " + other
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

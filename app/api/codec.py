@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from app.api.documents import parse_object, refuse_repeated_names
 from app.api.numbers import as_float32
 from app.errors import BadRequest, InvalidInput
 from app.observability.ledger import Ledger
@@ -44,23 +45,14 @@ def decode_json(body: bytes) -> WindowBatch:
         InvalidInput: A field is missing, unknown or of the wrong type, or the data hold something else than numbers.
         InvalidWindows: The numbers are not windows.
     """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise BadRequest("the body is not JSON") from None
-    if type(document) is not dict:
-        raise InvalidInput("the body must be a JSON object")
+    document = parse_object(body)
     if not _FIELDS.issuperset(document):
         raise InvalidInput("there is an unknown field; the fields are " + ", ".join(("data", *_FLAGS)))
     if "data" not in document:
         raise InvalidInput("the field is missing", members={"pointer": "/data"})
     options = Options(**{name: _flag(document[name], name) for name in _FLAGS if name in document})
     windows = as_windows(_numbers(document["data"]))
-    # Numbers and booleans carry no quotes, so every quote belongs to the name of a field; the parser drops a field
-    # that comes twice, and readers that keep another one of the two would see another request.
-    quotes = np.count_nonzero(np.frombuffer(body, np.uint8) == ord('"'))  # `body.count`, four times as fast
-    if quotes != 2 * len(document):
-        raise BadRequest("a field is given twice")
+    refuse_repeated_names(body, len(document))  # by now it holds numbers and booleans alone: all strings are names
     return WindowBatch(windows, options)
 
 

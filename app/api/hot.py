@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
+from app.api.bodies import single_headers
 from app.api.deps import authenticate, require_scope
 from app.api.patience import Patience
 from app.auth import Principal, TokenVerifier
@@ -314,17 +315,6 @@ class HotRoute(APIRoute):
     ) -> None:
         super().__init__(path, describe, methods=["POST"], **documentation)
         self.app = hot_path
-
-
-def single_headers(scope: Scope, names: frozenset[bytes]) -> dict[bytes, bytes]:
-    """The headers of these names, by lower-case name. Raises `BadRequest` when one comes twice."""
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name in names:
-            if name in found:
-                raise BadRequest("a header that must be single is given twice")
-            found[name] = value
-    return found
 
 
 def _route_to(text: bytes | None, principal: Principal) -> str | None:

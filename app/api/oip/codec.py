@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
+from app.api.documents import count_strings, parse_object, refuse_repeated_names
 from app.api.oip.tensors import (
     DATATYPE,
     DEFAULT_OUTPUTS,
@@ -76,11 +77,13 @@ class _Header(NamedTuple):
     Attributes:
         n_windows: B.
         data: The input's values, None where they are the bytes behind the JSON.
+        n_strings: Names and text values of the JSON beside the data.
         options, wanted, timeout_ms: As in `InferRequest`.
     """
 
     n_windows: int
     data: Any
+    n_strings: int
     options: Options
     wanted: Wanted
     timeout_ms: int | None
@@ -109,6 +112,8 @@ def decode_request(body: bytes, header_bytes: int | None) -> InferRequest:
     end = len(body) if header_bytes is None else header_bytes
     header = _remembered_header(body[:end]) if end <= _MAX_REMEMBERED_BYTES else _read_header(memoryview(body)[:end])
     windows = as_windows(_read_windows(header, body, end))
+    if header.data is not None:
+        refuse_repeated_names(memoryview(body)[:end], header.n_strings)  # the data, as is now known, hold no text
     return InferRequest(windows, header.options, header.wanted, header.timeout_ms)
 
 
@@ -143,11 +148,14 @@ def encode_response(prediction: Prediction, wanted: Wanted, model_name: str) -> 
 
 
 def _read_header(text: bytes | memoryview) -> _Header:
-    document = _parse(text)
+    document = parse_object(text)
     parameters = _parameters(document)
     wanted = Wanted(_outputs(document, parameters), _request_id(document))
     n_windows, data = _input(document)
-    return _Header(n_windows, data, _options(wanted, parameters), wanted, _timeout_ms(parameters))
+    n_strings = count_strings(document)
+    if data is None:
+        refuse_repeated_names(text, n_strings)
+    return _Header(n_windows, data, n_strings, _options(wanted, parameters), wanted, _timeout_ms(parameters))
 
 
 _remembered_header = lru_cache(_MAX_REMEMBERED)(_read_header)
@@ -161,18 +169,8 @@ def _read_windows(header: _Header, body: bytes, end: int) -> FloatArray:
     return from_bytes(body, end, header.n_windows) if is_binary else from_json(header.data, header.n_windows)
 
 
-def _parse(header: bytes | memoryview) -> dict[str, Any]:
-    try:
-        document = orjson.loads(header)
-    except orjson.JSONDecodeError:
-        raise BadRequest("the request is not JSON") from None
-    if type(document) is not dict:
-        raise InvalidInput("the request must be a JSON object")
-    return document
-
-
 def _input(document: dict[str, Any]) -> tuple[int, Any]:
-    """The one input's B, and its data where they are not bytes."""
+    """The one input's B, and its data where they are not bytes; the data are taken out of the document."""
     inputs = _member(document, "inputs", list)
     if inputs is None or len(inputs) != 1 or type(inputs[0]) is not dict or inputs[0].get("name") != INPUT:
         raise InvalidInput(f"inputs must hold one input, {INPUT}")
@@ -184,6 +182,8 @@ def _input(document: dict[str, Any]) -> tuple[int, Any]:
     _refuse_shared_memory(parameters)
     size_bytes = _member(parameters, "binary_data_size", int)
     data = tensor.get("data")
+    if data is not None:
+        tensor["data"] = None
     if (size_bytes is None) == (data is None):
         raise InvalidInput(f"{INPUT} must have either data or the parameter binary_data_size")
     if size_bytes not in (None, n_windows * WINDOW_BYTES):

@@ -133,7 +133,7 @@ def test_poisoned_bytes_are_refused(value: float) -> None:
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
 def test_json_has_no_such_numbers(literal: str) -> None:
     assert refusal(in_json(some_windows(1), [0.0] * 3000).replace(b"0.0", literal.encode(), 1)) == (
-        "the request is not JSON"
+        "the body is not JSON"
     )
 
 
@@ -445,3 +445,50 @@ def test_the_outputs_of_a_plain_request_are_the_default_ones() -> None:
     wanted = decode_request(in_json(some_windows(1)), None).wanted
     assert wanted.outputs == tuple((name, False) for name in DEFAULT_OUTPUTS)
     assert DEFAULT_OUTPUTS == ("classification_probs", "regression_pred", "regression_uncertainty", "aleatoric")
+
+
+# --- names given twice, depth, and what nobody knows
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"outputs":', '"outputs":[],"outputs":'),
+        ('"id":', '"\\u0069d":"z","id":'),
+        ('"shape":', '"shape":[2,50,60],"shape":'),
+        ('"name": "windows"', '"name":"x","name":"windows"'),
+        ('"binary_data":', '"binary_data":false,"binary_data":'),
+    ],
+)
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_a_name_given_twice_is_refused(before: str, after: str, is_binary: bool) -> None:
+    windows = some_windows(1)
+    values = {"parameters": {"binary_data_size": windows.nbytes}} if is_binary else {"data": windows.ravel().tolist()}
+    outputs = [{"name": "regression_pred", "parameters": {"binary_data": False}}]
+    text = json.dumps({"id": 'a"\\', "inputs": [tensor(windows, **values)], "outputs": outputs})
+    tail = windows.tobytes() if is_binary else b""
+    assert decode_request(text.encode() + tail, len(text)).wanted.request_id == 'a"\\'
+    assert before in text
+    repeated = text.replace(before, after, 1).encode()
+    assert refusal(repeated + tail, len(repeated)) == "a name is given twice"
+
+
+def test_data_given_twice_are_refused() -> None:
+    body = in_json(some_windows(1))
+    assert refusal(body.replace(b'"data":', b'"data": [], "data":')) == "a name is given twice"
+
+
+def test_text_among_the_data_is_told_as_such() -> None:
+    assert refusal(in_json(some_windows(1), [0.0] * 2999 + ["1"])) == "the data of windows must be numbers"
+
+
+@pytest.mark.parametrize("depth", [9, 100, 900])
+def test_what_nobody_knows_may_not_be_deep(depth: int) -> None:
+    deep: Any = 1
+    for _ in range(depth):
+        deep = [deep]
+    assert "deep" in refusal(in_json(some_windows(1), unknown=deep))
+
+
+def test_what_nobody_knows_may_not_be_long() -> None:
+    assert "values" in refusal(in_json(some_windows(1), unknown=[0] * 20_000))
