@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import IO
@@ -35,6 +36,8 @@ from app.wiring import wire
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
+_LOOK_S = 0.05
+
 ROUTERS = (ops.router, ops.ray_serve_router, rollout.router, open_inference_router)
 
 
@@ -47,6 +50,7 @@ def create_app(
     wall_clock: Callable[[], float] = time.time,
     log_stream: IO[bytes] | None = None,
     notice_s: float | None = None,
+    patience_s: float = 0.0,
 ) -> FastAPI:
     """Build the gateway.
 
@@ -58,6 +62,7 @@ def create_app(
         wall_clock: Seconds since the epoch, for tokens and records.
         log_stream: Where log lines go; standard error unless given.
         notice_s: Seconds for which SIGTERM is told to the callers before the server sees it; None leaves signals alone.
+        patience_s: Most seconds for which the start waits for every arm to be ready.
 
     Raises:
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
@@ -65,7 +70,7 @@ def create_app(
     gateway = wire(settings, backends=backends, store=store, clock=clock, wall_clock=wall_clock)
     hot_routes = _hot_routes(settings, gateway)
     log = LineWriter(log_stream or sys.stderr.buffer)
-    app = _framework(settings, _lifespan(gateway, log, settings.log_level, notice_s))
+    app = _framework(settings, _lifespan(gateway, logging_to(log, settings.log_level), notice_s, patience_s))
     app.state.gateway = gateway
     app.router.routes.extend(hot_routes.values())
     for router in ROUTERS:
@@ -134,23 +139,34 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
     }
 
 
-def _lifespan(gateway: Gateway, log: LineWriter, log_level: str, notice_s: float | None) -> Lifespan:
+def _lifespan(
+    gateway: Gateway, logging: AbstractContextManager[None], notice_s: float | None, patience_s: float
+) -> Lifespan:
     """What runs while the gateway serves; it begins quickly whatever Ray or the model do, and ends in reverse."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            stack.enter_context(logging_to(log, log_level))
+            stack.enter_context(logging)
             if notice_s is not None:
                 gateway.drain.begin_on_sigterm(notice_s)
             await gateway.rollout.load()
             for service in gateway.services:
                 stack.push_async_callback(service.stop)
                 await service.start()
+            await _await_arms(gateway, patience_s)
             gc.freeze()  # what is here now stays: no full collection need walk over it while callers wait
             yield
 
     return lifespan
+
+
+async def _await_arms(gateway: Gateway, patience_s: float) -> None:
+    """Others serve meanwhile: a worker that took their connections too early would answer 503 where they need not."""
+    for _ in range(round(patience_s / _LOOK_S)):
+        if all(backend.status().ready for backend in gateway.backends):
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

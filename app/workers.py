@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +25,7 @@ from app.settings import Settings
 
 DRAIN_TIMEOUT_S = 25
 _HUNG_S = 20  # a worker whose threads do not run for so long is replaced; its first imports take a while, too
+_PATIENCE_S = 12.0  # shorter than that: uvicorn gives a new worker as long before it gives it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +35,41 @@ class WorkerApp:
     Attributes:
         settings: What the operator set.
         log_file: Where log lines go; standard error for None.
+        patience_s: Most seconds to let pass before taking connections, until every arm is ready.
     """
 
     settings: Settings
     log_file: Path | None
+    patience_s: float = 0.0
 
     def __call__(self) -> ASGIApp:
         from app.main import create_app  # noqa: PLC0415  # the supervisor need not hold what only workers use
 
         end_with_parent()
         log = None if self.log_file is None else self.log_file.open("ab")
-        return create_app(self.settings, log_stream=log, notice_s=self.settings.drain_notice_ms / 1e3)
+        return create_app(
+            self.settings,
+            log_stream=log,
+            notice_s=self.settings.drain_notice_ms / 1e3,
+            patience_s=self.patience_s,
+        )
+
+
+class Supervisor(Multiprocess):
+    """Uvicorn's, but that a worker takes over from others only when its arms are ready; who is alone cannot wait."""
+
+    def init_processes(self) -> None:
+        super().init_processes()
+        self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
+
+    def restart_all(self) -> None:
+        self._let_workers_wait(_PATIENCE_S)
+        super().restart_all()
+        self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
+
+    def _let_workers_wait(self, patience_s: float) -> None:
+        assert isinstance(self.config.app, WorkerApp)
+        self.config.app = replace(self.config.app, patience_s=patience_s)
 
 
 def serve(settings: Settings, listener: socket.socket, log_file: Path | None = None) -> int:
@@ -60,7 +85,7 @@ def serve(settings: Settings, listener: socket.socket, log_file: Path | None = N
     """
     stream = sys.stderr.buffer if log_file is None else log_file.open("ab")
     with logging_to(LineWriter(stream), settings.log_level):
-        supervisor = Multiprocess(_config(settings, log_file), sockets=[listener])
+        supervisor = Supervisor(_config(settings, log_file), sockets=[listener])
         supervisor.run()
     failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     return STARTUP_FAILURE if failed else 0
