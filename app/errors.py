@@ -11,8 +11,11 @@ Below `/v2` the Open Inference Protocol rules: `{"error": …}`, and input error
     ├── BodyTooLarge          body-too-large        413
     ├── UnsupportedBody       unsupported-body      415   a type or encoding we do not take
     ├── InvalidInput          invalid-input         422   parsed, but not what is asked for
+    ├── HeadTooLarge          head-too-large        431   more headers, or longer ones, than any client needs
     ├── RateLimited           quota-exceeded        429   the caller's limit
-    └── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
+    ├── TooManyFailures       too-many-failures     429   the address sent too many bad credentials
+    ├── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
+    └── IdentityUnavailable   identity-unavailable  503   no keys to judge tokens by are known yet
 
 Failures of the model side (`serve_app.contract`) have their statuses in `_SERVING`. A detail of a 4xx says what to
 change; that of a 5xx is constant, so that nothing of the inside can show.
@@ -37,6 +40,7 @@ OPEN_INFERENCE = "/v2"
 
 _OWN_TYPES = "urn:sluice:problem:"
 _IANA_TYPES = "https://iana.org/assignments/http-problem-types#"
+MAX_BODY_BYTES = 4096
 _MAX_DETAIL_CHARS = 300
 _MAX_FAULTS = 10
 
@@ -68,15 +72,20 @@ class BadRequest(GatewayError):
 
 
 class Unauthenticated(GatewayError):
-    """One answer for every cause, so that a stranger learns nothing by trying."""
+    """One answer for every cause, so that a stranger learns nothing by trying.
+
+    Args:
+        reason: Why, for our own books; one of `app.auth.FAILURES`.
+    """
 
     status, code, title = 401, "invalid-token", "No valid token"
 
-    def __init__(self) -> None:
+    def __init__(self, reason: str = "malformed") -> None:
         super().__init__(
             "send a valid token: Authorization: Bearer TOKEN",
             headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
         )
+        self.reason = reason
 
 
 class Forbidden(GatewayError):
@@ -108,12 +117,42 @@ class InvalidInput(GatewayError):
     status, code, title = 422, "invalid-input", "The request is not what is asked for"
 
 
+class HeadTooLarge(GatewayError):
+    """The connection is closed with it, so that the rest of the head is not read either."""
+
+    status, code, title = 431, "head-too-large", "The request's head is too large"
+
+    def __init__(self) -> None:
+        super().__init__("the request has too many headers, or too long ones", headers={"Connection": "close"})
+
+
 class RateLimited(GatewayError):
     status, code, title = 429, "quota-exceeded", "Your rate limit is used up"
 
 
+class TooManyFailures(GatewayError):
+    """Stands in for 401 once an address has failed too often; who has a valid credential never sees it."""
+
+    status, code, title = 429, "too-many-failures", "Too many attempts have failed"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(
+            "too many invalid credentials came from your address; wait before the next",
+            headers={"Retry-After": str(retry_after_s)},
+        )
+
+
 class ClientGone(GatewayError):
     status, code, title = 499, "client-gone", "The client left"
+
+
+class IdentityUnavailable(GatewayError):
+    """The keys that judge tokens have never been reached, so neither yes nor no would be true."""
+
+    status, code, title = 503, "identity-unavailable", "Tokens cannot be judged now"
+
+    def __init__(self) -> None:
+        super().__init__("the keys of the token issuer are not known yet; try again", headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +173,16 @@ class Problem:
         return _OWN_TYPES + self.code
 
     def body(self, request_id: str) -> bytes:
-        """The problem document; at most 4 KiB."""
-        return orjson.dumps(
-            {
-                "type": self.type,
-                "title": self.title,
-                "status": self.status,
-                "detail": self.detail[:_MAX_DETAIL_CHARS],
-                "instance": request_id,
-                **self.members,
-            }
-        )
+        """The problem document; at most 4 KiB, for which members are left out."""
+        document = {
+            "type": self.type,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail[:_MAX_DETAIL_CHARS],
+            "instance": request_id,
+        }
+        body = orjson.dumps({**document, **self.members})
+        return body if len(body) <= MAX_BODY_BYTES else orjson.dumps(document)
 
 
 # One row per code of `serve_app.contract.ERRORS_BY_CODE`: status, problem code, title, constant detail of a 5xx.

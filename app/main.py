@@ -27,6 +27,7 @@ from app.api.predict import NativeDialect
 from app.api.schemas import PREDICT_DOCUMENTATION, describe_predict
 from app.backends.base import Backend
 from app.errors import REFUSALS, problem_response
+from app.front import Front
 from app.observability.ledger import Ledger
 from app.observability.logs import LineWriter, logging_to
 from app.observability.middleware import Edge
@@ -83,6 +84,7 @@ def create_app(
     app.add_middleware(
         Edge,
         hot_routes=hot_routes,
+        front=Front(hosts=settings.allowed_hosts, origins=settings.cors_origins, behind_tls=settings.behind_tls),
         metrics=gateway.metrics,
         drain=gateway.drain,
         clock=clock,

@@ -172,6 +172,13 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(), description="Addresses or networks of proxies whose X-Forwarded-For is believed, by commas."
     )
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Names in the Host header that are answered, by commas, no ports. Empty: any name."
+    )
+    cors_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Origins (https://desk.example) whose pages may call, by commas. Empty: none."
+    )
+    behind_tls: bool = Field(False, description="Clients come by TLS, which ends before us: browsers are told to.")
     drain_notice_ms: int = Field(
         5000, description="After SIGTERM: not ready, but still answering, for so many ms.", ge=0, le=60_000
     )
@@ -250,7 +257,7 @@ class Settings(BaseSettings):
             return cls.model_fields[info.field_name].default
         return value
 
-    @field_validator("route_key_subjects", "trusted_proxies", mode="before")
+    @field_validator("route_key_subjects", "trusted_proxies", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -267,6 +274,21 @@ class Settings(BaseSettings):
                 raise ValueError("must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24") from None
             if network.prefixlen == 0:
                 raise ValueError("must not hold every address: anybody could then say to be anybody")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_allowed_hosts(cls, value: frozenset[str]) -> frozenset[str]:
+        if not all(_HOST.fullmatch(host.strip("[]")) for host in value):
+            raise ValueError("must be names or addresses in lower case, without ports")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_cors_origins(cls, value: frozenset[str]) -> frozenset[str]:
+        for origin in value:
+            if check_origin(origin) != origin:
+                raise ValueError("must end with the host or its port")  # a browser writes no slash behind it
         return value
 
     @field_validator("legacy_url")

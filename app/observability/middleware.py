@@ -16,15 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.drain import Drain
 from app.errors import REFUSALS, problem_response
+from app.front import Front, Headers
 from app.observability.ledger import Ledger
 from app.observability.logs import LineWriter, timestamp
 from app.observability.metrics import METHODS, Metrics
 
 _LOGGER = logging.getLogger(__name__)
-_COMMON_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-)
 
 
 class Edge:
@@ -34,7 +31,8 @@ class Edge:
         app: The next layer.
         hot_routes: By exact path, routes whose `app` is plain ASGI; they stand among the application's routes as
             well, which document them and refuse other methods.
-        metrics: Counts the requests of hot routes; the instrumentator counts all others.
+        front: Looks at every request's head first.
+        metrics: Counts the requests that are answered here; the instrumentator counts all others.
         drain: Tells when every answer shall close its connection.
         clock: Monotonic seconds.
         access_log: Takes one line per request; None for no access log.
@@ -45,6 +43,7 @@ class Edge:
         app: ASGIApp,
         *,
         hot_routes: Mapping[str, Route],
+        front: Front,
         metrics: Metrics,
         drain: Drain,
         clock: Callable[[], float],
@@ -54,6 +53,7 @@ class Edge:
         self._hot_routes = {
             (method, path): route for path, route in hot_routes.items() for method in route.methods or ()
         }
+        self._front = front
         self._metrics = metrics
         self._drain = drain
         self._clock = clock
@@ -65,6 +65,8 @@ class Edge:
             return
         ledger = Ledger(self._clock)
         ledger.open(scope)
+        common_headers = self._front.headers_for(scope)
+        app, template = self._find(scope, ledger)
         status = 0
 
         async def stamp(message: Message) -> None:
@@ -73,18 +75,13 @@ class Edge:
                 status = message["status"]
                 request_id = (b"x-request-id", ledger.request_id.encode())
                 timing = (b"server-timing", ledger.server_timing().encode())
-                message["headers"] = [*message.get("headers", ()), *_COMMON_HEADERS, request_id, timing]
+                message["headers"] = [*message.get("headers", ()), *common_headers, request_id, timing]
                 if self._drain.has_begun:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        hot_route = self._hot_routes.get((scope["method"], scope["path"]))
         try:
-            if hot_route is None:
-                await self._app(scope, receive, stamp)
-            else:
-                scope["route"] = hot_route
-                await hot_route.app(scope, receive, stamp)
+            await app(scope, receive, stamp)
         except Exception as error:
             if not isinstance(error, REFUSALS):
                 _LOGGER.exception("unhandled exception", extra={"request_id": ledger.request_id})
@@ -92,15 +89,39 @@ class Edge:
                 raise
             await problem_response(error, scope["path"], ledger.request_id)(scope, receive, stamp)
         finally:
-            if hot_route is not None:
+            if template is not None:
                 self._metrics.count_request(
                     method=scope["method"],
-                    route=hot_route.path,
+                    route=template,
                     status=str(status or 499),
                     seconds=ledger.total_ms() / 1e3,
                 )
             if self._access_log is not None:
                 self._access_log.write_line(_access_line(scope, ledger, status))
+
+    def _find(self, scope: Scope, ledger: Ledger) -> tuple[ASGIApp, str | None]:
+        """Who answers, and the template under which that is counted here; None where it is counted further in."""
+        if fault := self._front.fault_in(scope):
+            ledger.facts["error"] = fault.code
+            return problem_response(fault, scope["path"], ledger.request_id), "none"
+        if headers := self._front.preflight(scope):
+            return _NoContent(headers), "none"
+        hot_route = self._hot_routes.get((scope["method"], scope["path"]))
+        if hot_route is None:
+            return self._app, None
+        scope["route"] = hot_route
+        return hot_route.app, hot_route.path
+
+
+class _NoContent:
+    """An answer of headers alone."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": self._headers})
+        await send({"type": "http.response.body"})
 
 
 def _access_line(scope: Scope, ledger: Ledger, status: int) -> bytes:

@@ -626,7 +626,10 @@ class Connection:
             "raw_path": b"/ray-serve/predict",
             "query_string": b"",
             "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "headers": [
+                (b"host", b"gateway"),
+                *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+            ],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }
