@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -39,15 +39,32 @@ def replica_pids(cluster: LocalRay) -> list[int]:
 
 
 class GatewayProcess:
-    """`sluice serve` as an operator starts it, in a folder of its own."""
+    """`sluice serve` as an operator starts it, in a folder of its own.
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._secret = secrets.token_urlsafe(48)
+    Args:
+        folder: Where it runs and keeps its state and its log.
+        environment: Settings, on top of this process's environment.
+        port: To listen on; a free one unless given.
+        secret: Of its tokens; a random one unless given.
+        under: A command that runs the command that follows it, `prlimit --nofile=128` for example.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        port: int | None = None,
+        secret: str | None = None,
+        under: Sequence[str] = (),
+    ) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._secret = secret or secrets.token_urlsafe(48)
         self.log = folder / "gateway.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve", "--port", self.url.rpartition(":")[2]],
+                [*under, sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)],
                 cwd=folder,
                 env={
                     **os.environ,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from tests.integration.open_loop import Load, Plan, offer, percentile_ms
+from tests.integration.open_loop import Load, Plan, Stream, offer, percentile_ms
 from tests.integration.processes import GatewayProcess
 from tests.integration.sleeper import windows
 
@@ -70,18 +70,16 @@ def probing(gateway: GatewayProcess) -> Iterator[dict[str, Asked]]:
 
 
 def load_of(gateway: GatewayProcess, times_capacity: float, seconds: float) -> Load:
-    return offer(
-        Plan(
-            port=int(gateway.url.rpartition(":")[2]),
-            path="/ray-serve/predict",
-            headers={**RAW, **gateway.headers("predict", subject="flood")},
-            body_hex=windows(1e3 / CAPACITY_RPS).hex(),
-            rate_rps=times_capacity * CAPACITY_RPS,
-            seconds=seconds,
-            connections=CONNECTIONS,
-            core=max(os.sched_getaffinity(0)),
-        )
+    flood = Stream(
+        name="flood",
+        port=int(gateway.url.rpartition(":")[2]),
+        path="/ray-serve/predict",
+        headers={**RAW, **gateway.headers("predict", subject="flood")},
+        body_hex=windows(1e3 / CAPACITY_RPS).hex(),
+        rate_rps=times_capacity * CAPACITY_RPS,
+        connections=CONNECTIONS,
     )
+    return offer(Plan([flood], seconds, core=max(os.sched_getaffinity(0))))
 
 
 HEAD = (

@@ -1,0 +1,69 @@
+"""`make faults`: every fault in turn, and the table of what became of the requests meanwhile.
+
+`-k WORD` takes the scenarios with the word in their names; their rows replace those of an earlier run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from app.local_ray import LOCAL_ENV
+from tests.faults import report
+from tests.faults.catalogue import ALL
+from tests.faults.laboratory import Laboratory
+from tests.faults.scenario import Row, Scenario, run
+
+FOLDER = Path(".bench") / "faults"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("-k", dest="word", default="", help="scenarios with this word in their names")
+    parser.add_argument("--list", action="store_true", help="name the scenarios and do nothing")
+    options = parser.parse_args()
+    chosen = [scenario for scenario in ALL if options.word in scenario.name]
+    if options.list:
+        print("\n".join(f"{scenario.name}: {scenario.fault}" for scenario in chosen))
+        return 0
+    os.environ.update(LOCAL_ENV)
+    rows = try_all(chosen)
+    print("\n" + report.table(rows))
+    print(f"{FOLDER / 'faults.md'} says what became of each promise")
+    return 0 if len(rows) == len(chosen) and all(row.kept for row in rows) else 1
+
+
+def try_all(chosen: list[Scenario]) -> list[Row]:
+    rows = []
+    with Laboratory() as lab:
+        for scenario in chosen:
+            if (row := _try(scenario, lab)) is None:
+                continue
+            rows.append(row)
+            kept = report.read(FOLDER)
+            report.write(report.merge(kept, row, [each.name for each in ALL]), FOLDER)
+    return rows
+
+
+def _try(scenario: Scenario, lab: Laboratory) -> Row | None:
+    """One scenario; one that cannot even be done does not keep the others from being tried."""
+    began = time.monotonic()
+    try:
+        row = run(scenario, lab, FOLDER / "ledgers")
+    except Exception:
+        traceback.print_exc()
+        print(f"{scenario.name}: could not be done, after {time.monotonic() - began:.0f} s", flush=True)
+        lab.renew()
+        return None
+    print(report.line(row), f"({row.took_s:.0f} s)", flush=True)
+    for finding in row.findings:
+        print(f"    {finding}", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())

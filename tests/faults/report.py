@@ -1,0 +1,55 @@
+"""The fault table: as JSON for machines, as markdown for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults.scenario import Row
+
+HEAD = (
+    "| fault | requests | answered | lost | late | p50, p99 ms | time to recover | promises |\n"
+    "|---|--:|---|--:|--:|--:|--:|---|\n"
+)
+
+
+def write(rows: Sequence[Row], folder: Path) -> Path:
+    """Write `faults.json` and `faults.md`; returns the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    (folder / "faults.md").write_text(table(rows) + "\n" + details(rows))
+    return folder / "faults.md"
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of an earlier run; none where there was none."""
+    file = folder / "faults.json"
+    return [Row(**row) for row in json.loads(file.read_text())] if file.exists() else []
+
+
+def merge(old: Sequence[Row], new: Row, order: Sequence[str]) -> list[Row]:
+    """The rows with one replaced or added, in the order of the names."""
+    rows = {row.name: row for row in (*old, new)}
+    return [rows[name] for name in order if name in rows]
+
+
+def table(rows: Sequence[Row]) -> str:
+    return HEAD + "".join(line(row) + "\n" for row in rows)
+
+
+def line(row: Row) -> str:
+    answers = ", ".join(f"{count} {kind}" for kind, count in row.answers.items())
+    recovery = "" if row.recovery_s is None else f"{row.recovery_s:.1f} s"
+    verdict = "kept" if row.kept else "**broken**"
+    latency = "" if math.isnan(row.p50_ms) else f"{row.p50_ms:.0f}, {row.p99_ms:.0f}"
+    cells = (f"`{row.name}`", row.sent, answers, row.lost, row.late, latency, recovery, verdict)
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def details(rows: Sequence[Row]) -> str:
+    """What was done and what became of each promise."""
+    parts = [f"\n`{row.name}`: {row.fault}\n" + "".join(f"- {each}\n" for each in row.findings) for row in rows]
+    return "".join(parts)

@@ -1,0 +1,212 @@
+"""A fault as a scenario: what runs, a script of times and actions, and promises that its ledger must keep."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.faults.laboratory import Laboratory
+from tests.integration.open_loop import Load, Offer, Plan, Result, Stream
+from tests.integration.processes import GatewayProcess
+
+PROBES = ("live", "ready")
+LONGEST_S = 240.0
+
+
+@dataclass
+class Floor:
+    """What a scenario runs on.
+
+    Attributes:
+        lab: Where its parts come from.
+        gateway: Whom the load asks.
+        parts: Whatever else its actions need, by name.
+        notes: Figures that actions took down.
+    """
+
+    lab: Laboratory
+    gateway: GatewayProcess
+    parts: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """Attributes: at_s: Seconds after the load's beginning before which it is not done."""
+
+    at_s: float
+    name: str
+    act: Callable[[Floor], Any]
+
+
+class Happening(NamedTuple):
+    """When a step was done, seconds on the monotonic clock."""
+
+    began: float
+    ended: float
+
+
+@dataclass
+class Evidence:
+    """All that a promise is judged by.
+
+    Attributes:
+        desks: The ledger of the requests for predictions.
+        probes: That of `/health/live` and `/health/ready`.
+        happened: The last of each step, by name.
+    """
+
+    desks: Load
+    probes: Load
+    happened: Mapping[str, Happening]
+    floor: Floor
+
+    def since(self, step: str, until: str | None = None, *, skip_s: float = 0.0) -> Load:
+        """The predictions that were due between two steps, or a while after the first."""
+        end = self.happened[until].began if until else float("inf")
+        return self.desks.between(self.happened[step].ended + skip_s, end)
+
+    def probed(self, probe: str, step: str, until: str | None = None, *, skip_s: float = 0.0) -> Load:
+        end = self.happened[until].began if until else float("inf")
+        return self.probes.of(probe).between(self.happened[step].ended + skip_s, end)
+
+
+class Finding(NamedTuple):
+    """One promise, judged. Attributes: recovery_s: Where the promise was about it."""
+
+    kept: bool
+    said: str
+    recovery_s: float | None = None
+
+
+Promise = Callable[[Evidence], Finding]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Attributes:
+    name: A plain word or two, to choose it by.
+    fault: What is done.
+    stage: Sets up what it runs on.
+    streams: The load.
+    seconds: How long it is offered, at least; steps that take longer prolong it.
+    tail_s: How long it goes on after the last step.
+    script: Steps in the order of their times.
+    promises: Every one must be kept.
+    """
+
+    name: str
+    fault: str
+    stage: Callable[[Laboratory], Floor]
+    streams: Callable[[Floor], list[Stream]]
+    promises: Sequence[Promise]
+    seconds: float = 10.0
+    tail_s: float = 3.0
+    script: Sequence[Step] = ()
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table says of one fault."""
+
+    name: str
+    fault: str
+    kept: bool
+    sent: int
+    answers: dict[str, int]
+    lost: int
+    late: int
+    p50_ms: float
+    p99_ms: float
+    recovery_s: float | None
+    findings: list[str]
+    took_s: float
+
+
+def run(scenario: Scenario, lab: Laboratory, ledgers: Path | None = None) -> Row:
+    """Set up, offer the load, do the script, judge the ledger, which is kept in the folder `ledgers` if given."""
+    began = time.monotonic()
+    try:
+        floor = scenario.stage(lab)
+        evidence = _observe(scenario, floor)
+        if ledgers is not None:
+            _keep(evidence, ledgers / f"{scenario.name}.jsonl")
+        findings = [promise(evidence) for promise in scenario.promises]
+    finally:
+        lab.clear()
+    return _row(scenario, evidence.desks, findings, time.monotonic() - began)
+
+
+def _observe(scenario: Scenario, floor: Floor) -> Evidence:
+    offer = Offer(Plan(scenario.streams(floor), LONGEST_S, seed=scenario.seed))
+    happened: dict[str, Happening] = {}
+    try:
+        for step in scenario.script:
+            time.sleep(max(0.0, offer.began + step.at_s - time.monotonic()))
+            began = time.monotonic()
+            step.act(floor)
+            happened[step.name] = Happening(began, time.monotonic())
+        last_s = max(scenario.seconds, time.monotonic() - offer.began + scenario.tail_s)
+        time.sleep(max(0.0, offer.began + last_s - time.monotonic()))
+    finally:
+        load = offer.finish(now=True)
+    probes = load.of(*PROBES)
+    desks = load.of(*{result.stream for result in load.results} - set(PROBES))
+    return Evidence(desks, probes, happened, floor)
+
+
+def _keep(evidence: Evidence, file: Path) -> None:
+    """One line for each step, request and probe, times in seconds since the load's beginning."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    zero = evidence.desks.began
+    steps = [
+        {"step": name, "began": each.began - zero, "ended": each.ended - zero}
+        for name, each in evidence.happened.items()
+    ]
+    requests = [
+        {**result._asdict(), "due": result.due - zero, "sent": result.sent - zero, "ended": result.ended - zero}
+        for load in (evidence.desks, evidence.probes)
+        for result in load.results
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (*steps, *requests)))
+
+
+def is_lost(result: Result) -> bool:
+    """No answer, a torn one, or a 5xx that is none of those with a meaning."""
+    return result.status == 0 or (result.status >= 500 and result.status not in (502, 503, 504))
+
+
+DEADLINE_S = 2.0
+GRACE_S = 0.05
+
+
+def is_late(result: Result, deadline_s: float = DEADLINE_S) -> bool:
+    return result.answer_s > deadline_s + GRACE_S
+
+
+def answer_of(result: Result) -> str:
+    """What the table counts it as: its arm, its status, or how it was lost."""
+    return (result.arm or "200") if result.status == 200 else str(result.status or result.error)
+
+
+def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: float) -> Row:
+    recoveries = [finding.recovery_s for finding in findings if finding.recovery_s is not None]
+    return Row(
+        name=scenario.name,
+        fault=scenario.fault,
+        kept=all(finding.kept for finding in findings),
+        sent=len(desks.results),
+        answers=dict(Counter(map(answer_of, desks.results)).most_common()),
+        lost=sum(map(is_lost, desks.results)),
+        late=sum(map(is_late, desks.results)),
+        p50_ms=desks.answered_ms(50),
+        p99_ms=desks.answered_ms(99),
+        recovery_s=max(recoveries, default=None),
+        findings=[("kept: " if finding.kept else "BROKEN: ") + finding.said for finding in findings],
+        took_s=took_s,
+    )
