@@ -118,7 +118,8 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
     def path(dialect: Dialect) -> HotPath:
         return HotPath(
             dialect,
-            verifier=gateway.verifier,
+            door=gateway.door,
+            model=gateway.model,
             limiter=gateway.limiter,
             dispatcher=gateway.dispatcher,
             metrics=gateway.metrics,

@@ -18,6 +18,7 @@ from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.shared.address import RedisAddress, parse_redis_url
 from serve_app.serve_config import FAULT_ENGINE, EngineName
 
 PREFIX = "GATEWAY_"
@@ -125,6 +126,34 @@ def check_origin(url: str) -> str:
     return url.rstrip("/")
 
 
+def check_key_url(url: str) -> str:
+    """Refuse an URL from which no keys should be believed.
+
+    Raises:
+        ValueError: Plain http to another machine, where anybody on the way could put in a key, a user or password, a
+            fragment, or no possible host and port.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("must be an URL") from error
+    if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must hold no user, no password and no fragment")
+    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
+        raise ValueError("must name a host and, unless it is the scheme's own, a port")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+        raise ValueError("must begin with https://; http:// is for this machine alone")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _bits_per_byte(secret: bytes) -> float:
     """Shannon entropy of the byte frequencies (Shannon 1948, eq. 4)."""
     counts = Counter(secret).values()
@@ -189,10 +218,51 @@ class Settings(BaseSettings):
 
     jwt_secret: SecretStr | None = Field(None, description="Secret of the HS256 tokens, at least 32 random bytes.")
     jwt_secret_file: Path | None = Field(None, description="File that holds it instead, mode 0600.")
+    jwt_jwks_file: Path | None = Field(
+        None, description="Public keys of another token issuer (a JWKS document), read again when it changes."
+    )
+    jwt_jwks_url: str | None = Field(
+        None, description="Where that issuer publishes them instead: https, or http on this machine."
+    )
+    jwt_jwks_ca_file: Path | None = Field(
+        None, description="Certificates, PEM, of which one must have signed the URL's. Empty: the public ones."
+    )
+    jwt_jwks_refresh_s: float = Field(300, description="Longest time between two fetches of the URL.", ge=1, le=86_400)
     jwt_issuer: str = Field("sluice", description="The only `iss` a token may have.", min_length=1, max_length=255)
     jwt_audience: str = Field("sluice", description="The only `aud` a token may have.", min_length=1, max_length=255)
 
+    redis_url: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("REDIS_URL", "redis_url"),
+        description="Redis that workers and gateways share: redis://, rediss:// (TLS) or unix://. Empty: none.",
+    )
+    redis_password_file: Path | None = Field(
+        None, description="File of its password, mode 0600, read again for each connection. Empty: the URL's, if any."
+    )
+    redis_ca_file: Path | None = Field(
+        None, description="Certificates, PEM, of which one must have signed that of rediss://. Empty: the public ones."
+    )
+    instances: int = Field(
+        1, description="Gateways that share the Redis: while it is away, each admits its part of a limit.", ge=1, le=256
+    )
+
+    api_keys_file: Path | None = Field(
+        None, description="Table of API keys (`sluice key`). Empty: api_keys.json in the state folder."
+    )
+    api_key_pepper_file: Path | None = Field(
+        None, description="Secret of their hashes, mode 0600, made with the first key. Empty: beside the table."
+    )
+    auth_failures_per_min: int = Field(
+        10, description="Invalid credentials per minute and address that are told 401, the others 429.", ge=1, le=10_000
+    )
+
     rate_limit: int = Field(60_000, description="Windows per minute and principal.", ge=1, le=1_000_000_000)
+    ops_rate_limit: int = Field(
+        6000, description="Other requests with a token, per minute and principal.", ge=1, le=1_000_000_000
+    )
+    max_concurrent: int = Field(
+        256, description="Predictions of one principal under way at a time in this gateway.", ge=1, le=100_000
+    )
     max_body_bytes: int = Field(1 << 20, description="Largest request body, in bytes.", ge=1024, le=64 << 20)
     max_timeout_ms: int = Field(2000, description="Longest deadline, and the default, in ms.", ge=1, le=60_000)
     max_wait_ms: int = Field(
@@ -303,11 +373,18 @@ class Settings(BaseSettings):
             raise ValueError(f"the file {value} must hold one token: visible ASCII characters and nothing else")
         return value
 
-    @field_validator("workers")
+    @field_validator("redis_url")
     @classmethod
-    def _refuse_many_workers(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError("more than one worker needs Redis, which is not there yet; use 1")
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_redis_url(value.get_secret_value())
+        return value
+
+    @field_validator("redis_password_file")
+    @classmethod
+    def _check_redis_password_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not read_secret_file(value):
+            raise ValueError(f"the file {value} is empty")
         return value
 
     @field_validator("ray_address")
@@ -336,6 +413,11 @@ class Settings(BaseSettings):
             check_secret(value.get_secret_value().encode(), "the token secret")
         return value
 
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _check_jwks_url(cls, value: str | None) -> str | None:
+        return value if value is None else check_key_url(value)
+
     @field_validator("sticky_key")
     @classmethod
     def _check_sticky_key(cls, value: SecretStr | None) -> SecretStr | None:
@@ -353,9 +435,35 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_key_source(self) -> Settings:
+        """Whoever signs with a public key's bytes as a secret must find no verifier that takes both."""
+        if self.jwt_jwks_file is None and self.jwt_jwks_url is None:
+            return self
+        if self.jwt_jwks_file is not None and self.jwt_jwks_url is not None:
+            raise ValueError("GATEWAY_JWT_JWKS_FILE and GATEWAY_JWT_JWKS_URL are both set; keep one")
+        if self.jwt_secret is not None or self.jwt_secret_file is not None:
+            raise ValueError("tokens are judged by public keys or by a secret, never both: unset GATEWAY_JWT_SECRET…")
+        return self
+
+    @model_validator(mode="after")
     def _check_legacy(self) -> Settings:
         if self.legacy == "remote" and self.legacy_url is None:
             raise ValueError("GATEWAY_LEGACY=remote needs GATEWAY_LEGACY_URL: scheme, host and port of the service")
+        return self
+
+    @model_validator(mode="after")
+    def _check_redis(self) -> Settings:
+        address = self.redis_address()
+        if address is None:
+            if max(self.workers, self.instances) > 1:
+                raise ValueError("several workers or gateways share their limits and their state: set REDIS_URL")
+            return self
+        if address.password is not None and self.redis_password_file is not None:
+            raise ValueError("REDIS_URL holds a password and GATEWAY_REDIS_PASSWORD_FILE is set; keep one")
+        if self.redis_ca_file is not None and (address.scheme != "rediss" or not self.redis_ca_file.is_file()):
+            raise ValueError("GATEWAY_REDIS_CA_FILE must be a file, and goes with rediss://")
+        if self.instances > 1 and self.sticky_key is None:
+            raise ValueError("several gateways must know a caller by one name: set one GATEWAY_STICKY_KEY for all")
         return self
 
     @model_validator(mode="after")
@@ -373,6 +481,10 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigError(_one_line(error)) from None
 
+    def redis_address(self) -> RedisAddress | None:
+        """The shared Redis, None where there is none."""
+        return None if self.redis_url is None else parse_redis_url(self.redis_url.get_secret_value())
+
     def ray_auth_token(self) -> str | None:
         """The cluster's token, None where it asks for none. Raises `ConfigError` where its file cannot be read."""
         if self.ray_auth_token_path is None:
@@ -382,6 +494,16 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
+    @property
+    def judges_by_public_keys(self) -> bool:
+        """Whether another issuer signs the tokens, so that no secret here does."""
+        return self.jwt_jwks_file is not None or self.jwt_jwks_url is not None
+
+    def api_key_paths(self) -> tuple[Path, Path]:
+        """The table of API keys and the pepper of their hashes."""
+        table = self.api_keys_file or self.state_dir / "api_keys.json"
+        return table, self.api_key_pepper_file or table.with_name("api_keys.pepper")
+
     def signing_secret(self) -> bytes:
         """The secret of HS256 tokens.
 
@@ -390,6 +512,8 @@ class Settings(BaseSettings):
         """
         if self.jwt_secret is not None:
             return self.jwt_secret.get_secret_value().encode()
+        if self.judges_by_public_keys:
+            raise ConfigError("tokens come from the issuer whose keys GATEWAY_JWT_JWKS_… names; none are made here")
         if self.jwt_secret_file is None:
             raise ConfigError(
                 "no token secret: set GATEWAY_JWT_SECRET_FILE to a file of at least 32 random bytes, mode 0600"
@@ -425,7 +549,7 @@ def load_settings(env_file: str | Path | None = ".env") -> Settings:
         raise ConfigError(_one_line(error)) from None  # the cause would carry the values, secrets among them
     except OSError as error:
         raise ConfigError(f"cannot read {env_file}: {error.strerror}") from error
-    for field in ("jwt_secret", "sticky_key"):
+    for field in ("jwt_secret", "sticky_key", "redis_url"):
         os.environ.pop(variable_of(field), None)
     for field in ("ray_auth_token_path", "multiproc_dir"):
         _export(variable_of(field), getattr(settings, field))

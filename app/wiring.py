@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from app.api.deps import Gateway
-from app.auth import Key, KeySet, TokenVerifier
+from app.auth import (
+    ApiKeyFile,
+    ApiKeyReloader,
+    ApiKeyVerifier,
+    Door,
+    FailureLimit,
+    Key,
+    KeyFile,
+    KeySet,
+    KeyUrl,
+    TokenVerifier,
+)
 from app.backends.base import Backend
+from app.backends.breaker import Guarded
 from app.backends.in_process import InProcessBackend, RegistrySource
 from app.backends.probe import Prober
 from app.backends.ray_serve import RayServeBackend
@@ -44,24 +58,28 @@ def wire(
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
     """
     sticky_key = _sticky_key(settings)
-    arms = _arms(settings, clock) if backends is None else backends
+    metrics = Metrics(settings.multiproc_dir)
+    found = _arms(settings, metrics, clock) if backends is None else backends
+    arms = [Guarded(arm, clock=clock, on_change=metrics.show_breaker) for arm in found]
     rollout = Rollout(
         FileStore(settings.state_dir) if store is None else store,
         initial_fraction=settings.ray_serve_fraction,
         wall_clock=wall_clock,
     )
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
+    identity = _identity(settings, metrics, clock, wall_clock)
     return Gateway(
         backends=arms,
         dispatcher=Dispatcher(arms, fraction=rollout.fraction, sticky_key=sticky_key, clock=clock),
         rollout=rollout,
         prober=prober,
-        verifier=_verifier(settings, wall_clock),
+        door=identity.door,
+        key_sources=identity.sources,
         limiter=_limiter(settings, clock),
-        metrics=Metrics(settings.multiproc_dir),
+        metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
         drain=Drain(),
-        services=(*arms, prober),
+        services=(*identity.sources.values(), *arms, prober),
         sticky_key=sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,
@@ -70,23 +88,83 @@ def wire(
     )
 
 
-def _verifier(settings: Settings, wall_clock: Callable[[], float]) -> TokenVerifier:
-    return TokenVerifier(
-        KeySet({None: Key.hs256(settings.signing_secret())}),
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-        wall_clock=wall_clock,
+class _Identity(NamedTuple):
+    """The door, and the sources from which it learns new keys, by what they are keys of."""
+
+    door: Door
+    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader]
+
+
+def _identity(
+    settings: Settings, metrics: Metrics, clock: Callable[[], float], wall_clock: Callable[[], float]
+) -> _Identity:
+    keys = None if settings.judges_by_public_keys else KeySet({None: _shared_secret(settings)})
+    tokens = TokenVerifier(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience, wall_clock=wall_clock)
+    token_source = _token_source(settings, tokens, metrics, clock)
+    api_keys = ApiKeyVerifier(wall_clock)
+    table, pepper = settings.api_key_paths()
+    api_key_source = ApiKeyReloader(ApiKeyFile(table, pepper), api_keys.replace, metrics.count_key_reload)
+    _load(api_key_source)
+    door = Door(
+        tokens,
+        api_keys,
+        limit=FailureLimit(settings.auth_failures_per_min, clock=clock),
+        count_failure=metrics.count_auth_failure,
+        renew=None if token_source is None else token_source.renew,
     )
+    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader] = {"api_keys": api_key_source}
+    if token_source is not None:
+        sources["tokens"] = token_source
+    return _Identity(door, sources)
+
+
+def _shared_secret(settings: Settings) -> Key:
+    try:
+        return Key.hs256(settings.signing_secret())
+    except ValueError as error:
+        raise ConfigError(f"the token secret: {error}") from error
+
+
+def _token_source(
+    settings: Settings, tokens: TokenVerifier, metrics: Metrics, clock: Callable[[], float]
+) -> KeyFile | KeyUrl | None:
+    if settings.jwt_jwks_file is not None:
+        source = KeyFile(settings.jwt_jwks_file, tokens.replace_keys, metrics.count_key_reload)
+        _load(source)
+        return source
+    if settings.jwt_jwks_url is None:
+        return None
+    try:
+        tls = ssl.create_default_context(cafile=settings.jwt_jwks_ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"GATEWAY_JWT_JWKS_CA_FILE: no certificates in {settings.jwt_jwks_ca_file}") from error
+    return KeyUrl(
+        settings.jwt_jwks_url,
+        tokens.replace_keys,
+        metrics.count_key_reload,
+        refresh_s=settings.jwt_jwks_refresh_s,
+        tls=tls,
+        clock=clock,
+    )
+
+
+def _load(source: KeyFile | ApiKeyReloader) -> None:
+    try:
+        source.load()
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _limiter(settings: Settings, clock: Callable[[], float]) -> RateLimiter:
     return SlidingWindowLimiter(Counters(clock), limit=settings.rate_limit)
 
 
-def _arms(settings: Settings, clock: Callable[[], float]) -> list[Backend]:
+def _arms(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> list[Backend]:
     backends: list[Backend] = []
     if settings.ray_address is not None:
-        backends.append(RayServeBackend(settings.ray_address, max_wait_s=settings.max_wait_ms / 1e3, clock=clock))
+        backends.append(_ray_serve(settings.ray_address, settings, metrics, clock))
     if settings.legacy == "in_process":
         backends.append(_in_process(settings, clock))
     if settings.legacy == "remote":
@@ -94,6 +172,10 @@ def _arms(settings: Settings, clock: Callable[[], float]) -> list[Backend]:
     if not backends:
         raise ConfigError("nothing can answer: set RAY_ADDRESS, or GATEWAY_LEGACY=in_process")
     return backends
+
+
+def _ray_serve(address: str, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> RayServeBackend:
+    return RayServeBackend(address, max_wait_s=settings.max_wait_ms / 1e3, on_retry=metrics.count_retry, clock=clock)
 
 
 def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBackend:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
-from starlette.types import Scope
 
 from app.api import docs
-from app.auth import Principal, TokenVerifier, bearer_token
+from app.auth import Door, Principal
 from app.backends.base import Backend
 from app.backends.probe import Prober
 from app.drain import Drain
@@ -21,6 +20,7 @@ from app.observability.statistics import InferenceStatistics
 from app.rate_limit import RateLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import Rollout
+from serve_app.contract import ModelNotFound
 
 # The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
 PUBLIC_PATHS = docs.PATHS | {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
@@ -38,6 +38,13 @@ class Service(Protocol):
         """End, and give back what was taken."""
 
 
+class KeySource(Service, Protocol):
+    """Where new keys come from while the gateway serves."""
+
+    def document(self) -> dict[str, Any]:
+        """What it gave last, for `/stats`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """The parts of one gateway, put together by `app.wiring.wire`; routes find it as `app.state.gateway`.
@@ -50,10 +57,11 @@ class Gateway:
     dispatcher: Dispatcher
     rollout: Rollout
     prober: Prober
-    verifier: TokenVerifier
+    door: Door
     limiter: RateLimiter
     metrics: Metrics
     statistics: InferenceStatistics
+    key_sources: Mapping[str, KeySource]
     drain: Drain
     services: Sequence[Service]
     sticky_key: bytes
@@ -69,11 +77,6 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-def authenticate(verifier: TokenVerifier, scope: Scope) -> Principal:
-    """Who asks. Raises `Unauthenticated`."""
-    return verifier.verify(bearer_token(value for name, value in scope["headers"] if name == b"authorization"))
-
-
 def require_scope(principal: Principal, scope: str) -> None:
     """Raises `Forbidden` where the principal's token does not hold the scope."""
     if scope not in principal.scopes:
@@ -83,13 +86,22 @@ def require_scope(principal: Principal, scope: str) -> None:
         )
 
 
+def require_model(principal: Principal, model: str) -> None:
+    """Raises `ModelNotFound` where the principal has a list of models and this is none of them.
+
+    For whom a model is not meant it does not exist: the answer is that of a name that nobody has.
+    """
+    if not principal.may_use(model):
+        raise ModelNotFound("no such model")
+
+
 async def _authorize(
     request: Request,
     gateway: Annotated[Gateway, Depends(gateway_of)],
     scopes: SecurityScopes,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],  # shows the scheme in OpenAPI
 ) -> Principal:
-    principal = authenticate(gateway.verifier, request.scope)
+    principal = await gateway.door.admit(request.scope)
     for scope in scopes.scopes:
         require_scope(principal, scope)
     return principal
@@ -97,7 +109,7 @@ async def _authorize(
 
 async def _authorize_scrape(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> None:
     if not gateway.metrics_public:
-        require_scope(authenticate(gateway.verifier, request.scope), "ops")
+        require_scope(await gateway.door.admit(request.scope), "ops")
 
 
 GatewayDep = Annotated[Gateway, Depends(gateway_of)]

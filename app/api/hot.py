@@ -19,9 +19,9 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import single_headers
-from app.api.deps import authenticate, require_scope
+from app.api.deps import require_model, require_scope
 from app.api.patience import Patience
-from app.auth import Principal, TokenVerifier
+from app.auth import Door, Principal
 from app.backends.base import Call
 from app.errors import BadRequest, Forbidden, RateLimited, problem_of
 from app.observability.ledger import Ledger
@@ -137,7 +137,8 @@ class HotPath:
 
     Args:
         dialect: The protocol.
-        verifier: Tells who asks.
+        door: Tells who asks.
+        model: The one that is asked for here.
         limiter: Counts windows per account.
         dispatcher: Sends the call to its arm.
         metrics: Counts what came of it.
@@ -152,7 +153,8 @@ class HotPath:
         self,
         dialect: Dialect,
         *,
-        verifier: TokenVerifier,
+        door: Door,
+        model: str,
         limiter: RateLimiter,
         dispatcher: Dispatcher,
         metrics: Metrics,
@@ -164,7 +166,8 @@ class HotPath:
     ) -> None:
         self._dialect = dialect
         self._header_names = _HEADERS | dialect.headers
-        self._verifier = verifier
+        self._door = door
+        self._model = model
         self._limiter = limiter
         self._dispatcher = dispatcher
         self._metrics = metrics
@@ -188,8 +191,9 @@ class HotPath:
         self._record_answer(reply, ledger, seconds)  # the caller need not wait for our bookkeeping
 
     async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> Reply:
-        principal = authenticate(self._verifier, scope)
+        principal = await self._door.admit(scope)
         require_scope(principal, "predict")
+        require_model(principal, self._model)
         ledger.close_stage("auth")
         headers = single_headers(scope, self._header_names)
         wish = self._read_wish(headers, principal, ledger)

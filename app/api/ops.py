@@ -56,6 +56,7 @@ async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
         "uptime_s": round(gateway.clock() - gateway.started_at, 3),
         **gateway.metrics.totals(),
         "rollout": gateway.rollout.document(),
+        "keys": {what: source.document() for what, source in gateway.key_sources.items()},
         "backends": {
             backend.name: {"ready": status.ready, "reason": status.reason, **status.detail}
             for backend in gateway.backends

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_fastapi_instrumentator.metrics import Info
 
+from app.backends.breaker import State
 from app.observability.histogram import BufferedHistogram
 from app.observability.ledger import STAGES
 from serve_app.contract import ERRORS_BY_CODE
@@ -73,6 +74,26 @@ class Metrics:
         self._fallbacks = counter(
             "gateway_fallbacks_total", "Answers of legacy because Ray Serve failed, by kind of failure", ["reason"]
         )
+        self._breakers = Gauge(
+            "gateway_breaker_state",
+            "Breaker of an arm: 0 closed, 1 recovering, 2 open; of the worst worker",
+            ["arm"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self._openings = counter(
+            "gateway_breaker_openings_total", "How often an arm's breaker opened, by kind of failure", ["arm", "reason"]
+        )
+        self._retries = counter(
+            "gateway_retries_total", "Groups whose replica was lost, by whether they were sent again", ["outcome"]
+        )
+        self._auth_failures = counter(
+            "gateway_auth_failures_total", "Credentials that did not count, by reason", ["reason"]
+        )
+        self._key_reloads = counter(
+            "gateway_key_reloads_total", "Sets of keys that were taken or refused", ["keys", "outcome"]
+        )
+        self._keys = gauge("gateway_keys", "Keys in force", ["keys"])
         self._http = counter(
             "http_requests_total", "Requests by method, route template and status", ["method", "handler", "status"]
         )
@@ -100,10 +121,35 @@ class Metrics:
         for stage, duration_ms in stages_ms.items():
             self._stages[stage].observe(duration_ms / 1e3)
 
+    def count_auth_failure(self, reason: str) -> None:
+        """Count one credential that did not count; `reason` is one of `app.auth.FAILURES`."""
+        self._auth_failures.labels(reason).inc()
+
+    def count_key_reload(self, what: str, outcome: str, in_force: int) -> None:
+        """Count one set of keys that was taken or refused, and show how many keys are in force now.
+
+        Args:
+            what: `tokens` or `api_keys`.
+            outcome: `taken` or `refused`.
+            in_force: Keys.
+        """
+        self._key_reloads.labels(what, outcome).inc()
+        self._keys.labels(what).set(in_force)
+
     def count_refusal(self, code: str) -> None:
         """Count one prediction request that was refused or failed; `code` is a problem code, a closed set."""
         self._requests.labels(NO_VERSION).inc()
         self._errors.labels(NO_VERSION, code).inc()
+
+    def show_breaker(self, arm: str, state: State, reason: str) -> None:
+        """Take over the new state of an arm's breaker, and the code of the failure that led to it."""
+        self._breakers.labels(arm).set(state.value)
+        if state is State.OPEN:
+            self._openings.labels(arm, reason if reason in ERRORS_BY_CODE else "other").inc()
+
+    def count_retry(self, *, is_made: bool) -> None:
+        """Count a group of windows that lost its replica: sent once more, or refused by the budget."""
+        self._retries.labels("made" if is_made else "over-budget").inc()
 
     def show_replicas(self, count: int, gpu_percent: Mapping[str, float]) -> None:
         """Take over how many replicas there are and how busy their devices, by `gpu_id`."""
@@ -149,6 +195,7 @@ class Metrics:
         return {
             "predictions": _sum(self._requests) - _sum(self._errors),
             "refusals": {labels["error_type"]: value for labels, value in _values(self._errors)},
+            "auth_failures": {labels["reason"]: value for labels, value in _values(self._auth_failures)},
             "windows": {labels["arm"]: value for labels, value in _values(self._windows)},
             "fallbacks": {labels["reason"]: value for labels, value in _values(self._fallbacks)},
         }

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jose import jwk
 
-from app.auth import Key, KeySet, Principal, TokenVerifier, bearer_token, mint_token
+from app.auth import Key, KeySet, Principal, TokenVerifier, mint_token
+from app.auth.door import bearer_credential
 from app.errors import Unauthenticated
 
 SECRET = b"pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
@@ -366,11 +367,11 @@ def test_refused_tokens_are_not_remembered(verifier: TokenVerifier, clock: Clock
 )
 def test_only_one_bearer_header_counts(values: list[bytes]) -> None:
     with pytest.raises(Unauthenticated):
-        bearer_token(values)
+        bearer_credential(values)
 
 
 def test_the_scheme_s_case_does_not_matter() -> None:
-    assert bearer_token([b"bEARER abc"]) == "abc"
+    assert bearer_credential([b"bEARER abc"]) == "abc"
 
 
 def test_tenants_share_and_subjects_do_not() -> None:

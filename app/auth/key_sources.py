@@ -1,0 +1,231 @@
+"""Where the public keys of token issuers come from: a file or a URL, read beside the requests, never on their way.
+
+A set is taken whole or not at all: one that is no good leaves the last good one in force, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.auth.jwks import MAX_JWKS_BYTES, KeysRefused, read_jwks
+from app.auth.keys import KeySet
+from app.auth.reload import Background, Outcome, SourceRecord
+from app.auth.watched_file import WatchedFile
+
+POLL_S = 0.25
+FETCH_TIMEOUT_S = 5.0
+MIN_REFRESH_S = 5.0
+RENEWAL_PATIENCE_S = 0.5
+
+_WHAT = "tokens"
+_FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
+_MAX_AGE = re.compile(r"(?:^|[\s,])max-age=([0-9]{1,9})(?:$|[\s,])", re.ASCII | re.IGNORECASE)
+_NOT_KEPT = re.compile(r"(?:^|[\s,])(?:no-store|no-cache)(?:$|[\s,])", re.ASCII | re.IGNORECASE)
+
+TakeKeys = Callable[[KeySet], None]
+CountOutcome = Callable[[str, Outcome, int], None]
+
+
+class KeyFile:
+    """A JWKS file, looked at four times a second.
+
+    Args:
+        path: Of the file; its group and others must not write to it.
+        take: Told every new set.
+        count: Told every outcome, for the metrics.
+    """
+
+    def __init__(self, path: Path, take: TakeKeys, count: CountOutcome) -> None:
+        self._file = WatchedFile(path, max_bytes=MAX_JWKS_BYTES, forbidden_mode=0o022)
+        self._take = take
+        self._record = SourceRecord(_WHAT, count)
+        self._background = Background(self._run)
+        self._looking = asyncio.Lock()
+
+    def load(self) -> None:
+        """Read the file for the first time.
+
+        Raises:
+            OSError, ValueError: It cannot be read, is open to others, or holds no good set.
+        """
+        self._put(self._look())
+
+    async def start(self) -> None:
+        self._background.start()
+
+    async def stop(self) -> None:
+        await self._background.stop()
+
+    async def renew(self) -> bool:
+        """Look at the file now; whether that has brought new keys."""
+        before = self._record.generation
+        await self._look_once()
+        return self._record.generation != before
+
+    def document(self) -> dict[str, Any]:
+        """For `/stats`."""
+        return {"source": "file", **self._record.document()}
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._look_once()
+
+    async def _look_once(self) -> None:
+        async with self._looking:
+            try:
+                self._put(await asyncio.to_thread(self._look))
+            except KeysRefused as error:
+                self._record.refuse(str(error))
+            except (OSError, ValueError) as error:
+                self._record.refuse(f"the file cannot be used: {error}")
+
+    def _look(self) -> KeySet | None:
+        text = self._file.look()
+        return None if text is None else read_jwks(text)
+
+    def _put(self, keys: KeySet | None) -> None:
+        if keys is not None:
+            self._take(keys)
+            self._record.take(len(keys))
+
+
+class KeyUrl:
+    """A JWKS document behind a URL, fetched when it is due and, seldom, when a token names a key that is not known.
+
+    The issuer's `Cache-Control: max-age` may ask for earlier fetches than the setting, down to one in five seconds.
+
+    Args:
+        url: https, or http on loopback.
+        take: Told every new set.
+        count: Told every outcome, for the metrics.
+        refresh_s: Longest time between two fetches.
+        tls: Which certificates to trust; the public ones unless given.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        take: TakeKeys,
+        count: CountOutcome,
+        *,
+        refresh_s: float,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url = url
+        self._take = take
+        self._record = SourceRecord(_WHAT, count)
+        self._refresh_s = refresh_s
+        self._tls = tls or ssl.create_default_context()
+        self._clock = clock
+        self._background = Background(self._run)
+        self._failures = 0
+        self._text = b""
+        self._wanted = asyncio.Event()
+        self._rests_until: float | None = None  # None while a fetch is under way
+        self._fetched = asyncio.Event()
+
+    async def start(self) -> None:
+        self._background.start()
+
+    async def stop(self) -> None:
+        await self._background.stop()
+
+    async def renew(self) -> bool:
+        """Have the set fetched soon, and wait for that as long as a caller can; whether it has brought new keys.
+
+        Fetches keep their distance however many strange tokens come: within it this only asks and does not wait.
+        """
+        before = self._record.generation
+        self._wanted.set()
+        if self._rests_until is None or self._clock() >= self._rests_until:
+            try:
+                async with asyncio.timeout(RENEWAL_PATIENCE_S):
+                    await self._fetched.wait()
+            except TimeoutError:
+                return False
+        return self._record.generation != before
+
+    def document(self) -> dict[str, Any]:
+        """For `/stats`."""
+        return {"source": "url", **self._record.document()}
+
+    async def _run(self) -> None:
+        while True:
+            await self._rest(await self.fetch())
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait for the next fetch: never less than the distance between two, then until it is due or wanted."""
+        distance_s = min(seconds, MIN_REFRESH_S)
+        self._rests_until = self._clock() + distance_s
+        await asyncio.sleep(distance_s)
+        try:
+            async with asyncio.timeout(seconds - distance_s):
+                await self._wanted.wait()
+        except TimeoutError:
+            pass
+
+    async def fetch(self) -> float:
+        """Fetch the set once and take it when it is good and new; returns the seconds until the next is due."""
+        self._rests_until = None
+        self._wanted.clear()
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                text, due_s = await self._get()
+            if text == self._text:
+                self._record.mend()
+            else:
+                keys = await asyncio.to_thread(read_jwks, text)
+                self._take(keys)
+                self._record.take(len(keys))
+                self._text = text
+        except KeysRefused as error:
+            return self._note_failure(str(error))
+        except (TimeoutError, httpx.HTTPError) as error:
+            return self._note_failure(f"the issuer's URL does not answer: {type(error).__name__}")
+        finally:
+            self._fetched.set()
+            self._fetched = asyncio.Event()
+        self._failures = 0
+        return due_s
+
+    def _note_failure(self, fault: str) -> float:
+        self._record.refuse(fault)
+        self._failures += 1
+        return min(_FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 10), _MAX_BACKOFF_S, self._refresh_s)
+
+    async def _get(self) -> tuple[bytes, float]:
+        """The document and the seconds for which it is fresh; a client of its own keeps no cookies between two."""
+        headers = {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
+        async with (
+            httpx.AsyncClient(verify=self._tls, trust_env=False, follow_redirects=False) as client,
+            client.stream("GET", self._url, headers=headers, timeout=FETCH_TIMEOUT_S) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                raise KeysRefused(f"the issuer's URL answered {response.status_code}")
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise KeysRefused("the issuer's URL sent a compressed body, which was not asked for")
+            text = b""
+            async for chunk in response.aiter_raw():
+                text += chunk
+                if len(text) > MAX_JWKS_BYTES:
+                    raise KeysRefused(f"a key set may have at most {MAX_JWKS_BYTES} bytes")
+            return text, self._fresh_s(response.headers.get("cache-control", ""))
+
+    def _fresh_s(self, cache_control: str) -> float:
+        """How long the issuer's answer may be kept (RFC 9111, section 5.2.2), within our own bounds."""
+        stated = _MAX_AGE.search(cache_control)
+        wished_s = float(stated[1]) if stated else self._refresh_s
+        if _NOT_KEPT.search(cache_control):
+            wished_s = 0.0
+        return min(max(wished_s, MIN_REFRESH_S), self._refresh_s)

@@ -1,0 +1,78 @@
+"""What the sources of keys share: a task that runs beside the requests, and a record of what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+_LOGGER = logging.getLogger(__name__)
+
+Outcome = Literal["taken", "refused"]
+
+
+class Background:
+    """A coroutine in a task of its own, from `start` to `stop`.
+
+    Args:
+        run: Runs until it is cancelled.
+    """
+
+    def __init__(self, run: Callable[[], Awaitable[None]]) -> None:
+        self._run = run
+        self._task: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class SourceRecord:
+    """What one source of keys gave last, and whether it fails now.
+
+    Args:
+        what: Keys of what: `tokens` or `api_keys`.
+        count: Told every outcome: `what`, `taken` or `refused`, and how many keys are in force.
+
+    Attributes:
+        generation: How many sets were taken.
+    """
+
+    def __init__(self, what: str, count: Callable[[str, Outcome, int], None]) -> None:
+        self.generation = 0
+        self._what = what
+        self._count = count
+        self._size = 0
+        self._fault: str | None = None
+
+    def take(self, size: int) -> None:
+        """A new set is in force."""
+        self.generation += 1
+        self._size = size
+        _LOGGER.info("keys (%s): %d in force, generation %d", self._what, size, self.generation)
+        self.mend()
+        self._count(self._what, "taken", size)
+
+    def mend(self) -> None:
+        """The source answers, with what is in force already or with something new."""
+        self._fault = None
+
+    def refuse(self, fault: str) -> None:
+        """The source failed or gave what is no good; what was in force stays so. Logged when the fault is a new one.
+
+        Args:
+            fault: Why, without any part of a key.
+        """
+        if fault != self._fault:
+            _LOGGER.error("keys (%s): %s; the %d in force stay", self._what, fault, self._size)
+        self._fault = fault
+        self._count(self._what, "refused", self._size)
+
+    def document(self) -> dict[str, Any]:
+        """For `/stats`."""
+        return {"keys": self._size, "generation": self.generation, "failing": self._fault is not None}
