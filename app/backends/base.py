@@ -41,6 +41,7 @@ class Call:
         principal: Keyed hash of who asked, 16 hex digits; never the subject itself.
         version: The model version that must answer, None for the backend's default.
         trace: W3C `traceparent` of the request, or None.
+        has_fallback: Another arm answers where this one fails: failing soon is better then than trying for long.
     """
 
     windows: FloatArray
@@ -50,6 +51,7 @@ class Call:
     principal: str
     version: str | None = None
     trace: str | None = None
+    has_fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)

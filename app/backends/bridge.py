@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import grpc  # type: ignore[import-untyped]
 import ray
 import uvloop
 from ray import serve
@@ -51,6 +52,7 @@ EX_TEMPFAIL = 75  # sysexits.h: try again later
 STATUS_PERIOD_S = 0.5
 SETTLED_PERIOD_S = 1.0  # while all is well: a look costs the controller and this process some 20 ms of CPU each
 STATUS_PATIENCE_S = 1.0
+NEWS_PAUSE_S = 0.05
 PORT_TIMEOUT_S = 1.0
 JOIN_TIMEOUT_S = 20.0
 FIRST_ANSWER_TIMEOUT_S = 5.0
@@ -65,10 +67,16 @@ _MEANINGS: tuple[tuple[type[BaseException], type[ServingError], str], ...] = (
     (NodeDiedError, ReplicaLost, "the replica's node died before it answered"),
     (WorkerCrashedError, ReplicaLost, "the replica died before it answered"),
     (ObjectLostError, ReplicaLost, "the replica died before it answered"),
-    (RequestCancelledError, Unavailable, "the request was cancelled on its way"),
-    (TaskCancelledError, Unavailable, "the request was cancelled on its way"),
+    # Nobody here cancels without leaving: a replica that ends does so to what it has not begun.
+    (RequestCancelledError, ReplicaLost, "the replica ended before it answered"),
+    (TaskCancelledError, ReplicaLost, "the replica ended before it answered"),
+    (grpc.RpcError, ReplicaLost, "the connection to the replica broke"),
     (RaySystemError, Unavailable, "the cluster is in trouble"),
 )
+
+
+# What Serve makes of a gRPC call that ended before the replica had said whether it takes it.
+_UNTOLD = "Unexpected error (StatusCode."
 
 
 class Stranded(Exception):
@@ -148,6 +156,9 @@ class Cluster:
         self._app_name = app_name
         self._handles: dict[str, Any] = {}
         self._answering: dict[str, Any] = {}  # the handles' `predict_packed`, once a replica has answered
+        self._openings: dict[str, asyncio.Task[None]] = {}
+        self._replicas: dict[str, int] = {}
+        self._has_news = asyncio.Event()
         self.liveness = Liveness(time.monotonic())
 
     def look(self) -> dict[str, tuple[str, int]]:
@@ -161,34 +172,39 @@ class Cluster:
                     self._handles[name] = serve.get_app_handle(name)
         return seen
 
-    async def states(self, seen: dict[str, tuple[str, int]]) -> dict[str, AppState]:
-        """Turn what was seen into states, after a first call through each new handle."""
+    def states(self, seen: dict[str, tuple[str, int]]) -> dict[str, AppState]:
+        """Turn what was seen into states; an application is ready after a first call through its handle."""
+        self._replicas = {name: replicas for name, (_, replicas) in seen.items()}
         for gone in self._handles.keys() - seen.keys():
             del self._handles[gone]  # another deployment may come back under this name
             self._answering.pop(gone, None)
-        for name, (_, replicas) in seen.items():
-            if replicas and name in self._handles and name not in self._answering:
-                await self._make_first_call(name)
+        for name, replicas in self._replicas.items():
+            if replicas and name in self._handles and name not in self._answering and name not in self._openings:
+                self._openings[name] = asyncio.create_task(self._make_first_call(name, self._handles[name]))
         return {
             name: AppState(status, replicas, ready=replicas > 0 and name in self._answering and status != "DELETING")
             for name, (status, replicas) in seen.items()
         }
 
-    async def _make_first_call(self, app: str) -> None:
+    async def _make_first_call(self, app: str, handle: Any) -> None:
         """Open the way to the replicas: the first call through a handle is slow, and may hang."""
         try:
-            await asyncio.wait_for(_call(self._handles[app].get_stats), FIRST_ANSWER_TIMEOUT_S)
-        except Exception:
-            _log.warning("%s has replicas and does not answer yet", app, exc_info=True)
-        else:
+            await asyncio.wait_for(_call(handle.get_stats), FIRST_ANSWER_TIMEOUT_S)
+        except Exception as error:
+            _log.warning("%s has replicas and does not answer yet: %s", app, type(error).__name__)
+            return
+        finally:
+            del self._openings[app]
+        if app in self._handles and self._handles[app] is handle:
             # Bytes and numbers need none of cloudpickle's powers, which cost time in every call.
-            self._answering[app] = self._handles[app].options(
+            self._answering[app] = handle.options(
                 method_name="predict_packed", request_serialization="pickle", response_serialization="pickle"
             )
-            self.liveness.answered(time.monotonic())
+        self.liveness.answered(time.monotonic())
+        self._has_news.set()
 
     async def predict(self, predict: Predict, windows: bytes) -> bytes:
-        """Have one replica answer the group, and another one if the first dies of something else.
+        """Have one replica answer the group.
 
         Raises:
             Exception: What Ray or the replica raises; `meaning` translates it.
@@ -196,10 +212,10 @@ class Cluster:
         budget_s = predict.deadline - time.monotonic()
         try:
             async with asyncio.timeout(budget_s):
-                try:
-                    packed = await self._predict_once(predict, windows)
-                except RayActorError:
-                    packed = await self._predict_once(predict, windows)
+                packed = await self._predict_once(predict, windows)
+        except RayActorError:
+            self._lose_replica(predict.app)
+            raise
         except (TimeoutError, DeploymentUnavailableError):
             self.liveness.unanswered(budget_s)
             raise
@@ -217,6 +233,19 @@ class Cluster:
         predict_packed = self._answering[predict.app]
         packed: bytes = await _call(predict_packed, windows, tuple(predict.options), budget_s, len(predict.passengers))
         return packed
+
+    def _lose_replica(self, app: str) -> None:
+        """A replica has died; with the only one gone, nobody need wait until the controller has noticed."""
+        if self._replicas.get(app, 0) <= 1:
+            self._answering.pop(app, None)
+        self._has_news.set()
+
+    async def wait_for_news(self, timeout_s: float) -> None:
+        """Until a replica has died or answered for the first time, or for so long."""
+        self._has_news.clear()
+        await asyncio.sleep(NEWS_PAUSE_S)  # many calls bring the same news
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_news.wait(), timeout_s)
 
     async def stats(self) -> dict[str, Any]:
         """Each application's replicas' own counters; replicas that do not answer in time are missing."""
@@ -254,6 +283,8 @@ def meaning(error: BaseException) -> ServingError:
     for raised, means, detail in _MEANINGS:
         if isinstance(error, raised):
             return means(detail)
+    if isinstance(error, RuntimeError) and str(error).startswith(_UNTOLD):
+        return ReplicaLost("the connection to the replica broke")
     _log.error("a replica failed in an unforeseen way", exc_info=error)
     return ServingError("the model side failed")
 
@@ -329,7 +360,7 @@ class Bridge:
             if look.done() and look.exception() is None:
                 seen = look.result()
                 liveness.saw(sum(replicas for _, replicas in seen.values()))
-                states = await self._cluster.states(seen)
+                states = self._cluster.states(seen)
             else:
                 liveness.saw_nothing(time.monotonic())
             look = None if look.done() else look
@@ -337,7 +368,7 @@ class Bridge:
                 raise Stranded(reason)
             self._push("joined", states)
             is_settled = states and all(state.ready for state in states.values())
-            await asyncio.sleep(SETTLED_PERIOD_S if is_settled else STATUS_PERIOD_S)
+            await self._cluster.wait_for_news(SETTLED_PERIOD_S if is_settled else STATUS_PERIOD_S)
 
     def _push(self, state: str, apps: dict[str, AppState] | None = None) -> None:
         self._gateway.send(Kind.STATUS, 0, {"state": state, "apps": apps or {}})

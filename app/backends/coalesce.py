@@ -87,6 +87,11 @@ class Group:
         return cls(first.version, first.options, max(part.call.deadline for part in parts), parts)
 
     @property
+    def has_fallback(self) -> bool:
+        """Whether every caller is answered elsewhere when this group fails."""
+        return all(part.call.has_fallback for part in self.parts)
+
+    @property
     def n_windows(self) -> int:
         return sum(len(part.windows) for part in self.parts)
 

@@ -7,25 +7,42 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 
-from app.backends.base import Backend, Call
-from serve_app.contract import N_FEATURES, N_STEPS, Options, ServingError
+from app.backends.base import Answer, BackendStatus, Call
+from serve_app.contract import N_FEATURES, N_STEPS, NotReady, Options, ServingError
 from serve_app.health import Health, Outcome, combine, judge
 
 _log = logging.getLogger(__name__)
 
 KEPT_OUTCOMES = 3  # what "recent" means to `judge`
-IMPATIENT_PERIOD_S = 1.0  # while an arm does not answer, people wait to see it back
+IMPATIENT_PERIOD_S = 0.5  # while an arm does not answer, people wait to see it back
+LOOK_PERIOD_S = 0.1  # for an arm that does not want to wait so long
+
+
+class Probed(Protocol):
+    """An arm as the prober knows it."""
+
+    name: str
+
+    async def probe(self, call: Call) -> Answer:
+        """Answer a call that no caller waits for. Raises `ServingError`."""
+
+    def wants_probe(self) -> bool:
+        """Whether the next probe should not wait for its turn."""
+
+    def status(self) -> BackendStatus:
+        """Whether it can answer now."""
 
 
 class Prober:
     """Asks each backend for one window's prediction and remembers how that went.
 
     Args:
-        backends: The arms.
+        arms: What is asked.
         period_s: Seconds between checks while all is well.
         timeout_s: Deadline of each inference.
         clock: Seconds, monotonic; the clock of the calls' deadlines.
@@ -34,29 +51,29 @@ class Prober:
 
     def __init__(
         self,
-        backends: Sequence[Backend],
+        arms: Sequence[Probed],
         *,
         period_s: float = 5.0,
         timeout_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._backends = backends
+        self._arms = arms
         self._period_s = period_s
         self._timeout_s = timeout_s
         self._clock = clock
         self._wall_clock = wall_clock
-        self._outcomes: dict[str, deque[Outcome]] = {b.name: deque(maxlen=KEPT_OUTCOMES) for b in backends}
+        self._outcomes: dict[str, deque[Outcome]] = {arm.name: deque(maxlen=KEPT_OUTCOMES) for arm in arms}
         self._window = np.random.default_rng(0).standard_normal((1, N_FEATURES, N_STEPS), dtype=np.float32)
-        self._checking: asyncio.Task[None] | None = None
+        self._checking: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._checking = asyncio.create_task(self._check_for_ever())
+        self._checking = [asyncio.create_task(self._check_for_ever(arm)) for arm in self._arms]
 
     async def stop(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
+        for checking in self._checking:
+            checking.cancel()
+        await asyncio.gather(*self._checking, return_exceptions=True)
 
     def report(self) -> dict[str, Any]:
         """The service's health and a row per arm, from memory.
@@ -65,33 +82,46 @@ class Prober:
             `status`, `latency_ms`, `last_check` (seconds since the epoch), `is_healthy`, `error` (a closed code or
             None), and `arms`: rows of the same with the arm's name.
         """
-        now = self._clock()
-        arms = {name: judge(outcomes, now=now) for name, outcomes in self._outcomes.items()}
+        arms = {arm.name: self._judge(arm) for arm in self._arms}
         return {**_row(combine(arms.values())), "arms": [{"arm": name, **_row(arm)} for name, arm in arms.items()]}
+
+    def _judge(self, arm: Probed) -> Health:
+        """By its last answers, unless it says itself that it cannot answer now."""
+        health = judge(self._outcomes[arm.name], now=self._clock())
+        if health.status in {"healthy", "degraded"} and not arm.status().ready:
+            return replace(health, status="unhealthy", error=health.error or NotReady.code)
+        return health
 
     async def check(self) -> None:
         """Check every arm once, side by side."""
-        await asyncio.gather(*(self._check(backend) for backend in self._backends))
+        await asyncio.gather(*(self._check(arm) for arm in self._arms))
 
-    async def _check_for_ever(self) -> None:
+    async def _check_for_ever(self, arm: Probed) -> None:
         while True:
-            await self.check()
-            all_answer = all(outcomes[-1].error is None for outcomes in self._outcomes.values())
-            await asyncio.sleep(self._period_s if all_answer else min(self._period_s, IMPATIENT_PERIOD_S))
+            await self._check(arm)
+            answers = self._outcomes[arm.name][-1].error is None
+            await self._pause(arm, self._period_s if answers else min(self._period_s, IMPATIENT_PERIOD_S))
 
-    async def _check(self, backend: Backend) -> None:
+    async def _pause(self, arm: Probed, pause_s: float) -> None:
+        ends_at = self._clock() + pause_s
+        while (left_s := ends_at - self._clock()) > 0:
+            if arm.wants_probe():
+                return
+            await asyncio.sleep(min(left_s, LOOK_PERIOD_S))
+
+    async def _check(self, arm: Probed) -> None:
         started = self._clock()
         call = Call(self._window, Options(), started + self._timeout_s, "health", "0" * 16)
         error = None
         try:
-            await backend.predict(call)
+            await arm.probe(call)
         except ServingError as failure:
             error = failure.code
         except Exception:
-            _log.exception("checking %s failed in an unforeseen way", backend.name)
+            _log.exception("checking %s failed in an unforeseen way", arm.name)
             error = ServingError.code
         ended = self._clock()
-        self._outcomes[backend.name].append(Outcome(ended, self._wall_clock(), ended - started, error))
+        self._outcomes[arm.name].append(Outcome(ended, self._wall_clock(), ended - started, error))
 
 
 def _row(health: Health) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from app.backends.base import Answer, BackendStatus, Call
 from app.backends.coalesce import Coalescer, Group
 from app.backends.frames import Frame, FrameConnection, FrameError, Kind
+from app.backends.retries import RetryBudget
 from serve_app.contract import (
     APP_NAME,
     ERRORS_BY_CODE,
@@ -49,11 +50,18 @@ END_TIMEOUT_S = 2.0
 # whether replicas still answer.
 RECONNECT_TIMEOUT_S = 600
 
+FIRST_START_S = 3.0  # what a bridge takes from its start to its first good word, until one has shown it
+WAY_LOOK_S = 0.02
+
 GROUPS_PER_REPLICA = 2  # one under way, one waiting at the model for its turn
 
 _CALL_IDS = 2**32
 _LOST = "the bridge to Ray ended"
 _SUMMED = ("request_count", "window_count", "queued_windows")
+
+
+class OnRetry(Protocol):
+    def __call__(self, *, is_made: bool) -> None: ...
 
 
 class RayServeBackend:
@@ -67,6 +75,7 @@ class RayServeBackend:
         max_queued_windows: Most windows that may wait before a call and with it, per application.
         max_wait_s: Longest wait for a slot that a call is admitted to.
         environment: Variables for the bridge process, on top of this process's own.
+        on_retry: Told of every group that lost its replica, with `is_made`: whether it is sent once more.
         clock: Seconds, monotonic.
 
     Raises:
@@ -85,6 +94,7 @@ class RayServeBackend:
         max_queued_windows: int = 1024,
         max_wait_s: float = 0.5,
         environment: Mapping[str, str] | None = None,
+        on_retry: OnRetry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if "://" in ray_address:
@@ -104,6 +114,11 @@ class RayServeBackend:
         self._bridge: BridgeProcess | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._starts = 0
+        self._born = clock()
+        self._start_s = FIRST_START_S
+        self._retries = RetryBudget(clock)
+        self._on_retry = on_retry
+        self._n_retries = {True: 0, False: 0}
 
     async def start(self) -> None:
         self._supervision = asyncio.create_task(self._supervise())
@@ -134,13 +149,15 @@ class RayServeBackend:
 
         Returns:
             `replicas`: one row per replica that answered in time, with its `app`; `totals` over them; `gateway`: the
-            coalescer's figures by application; `missing`: a code by application whose replicas could not be asked.
+            coalescer's figures by application; `retries`: groups that lost their replica, sent once more or refused
+            by the budget; `missing`: a code by application whose replicas could not be asked.
         """
         by_app = await self._replica_stats()
         rows = [{"app": app, **row} for app, answer in by_app.items() for row in answer["replicas"]]
         return {
             "replicas": rows,
             "totals": _totals(rows),
+            "retries": {"made": self._n_retries[True], "over_budget": self._n_retries[False]},
             "gateway": {app: coalescer.stats() for app, coalescer in self._coalescers.items()},
             "missing": {app: answer["missing"] for app, answer in by_app.items() if "missing" in answer},
         }
@@ -194,28 +211,68 @@ class RayServeBackend:
         return coalescer
 
     async def _send(self, app: str, group: Group) -> Prediction:
+        """Have the group answered; a prediction changes nothing, so it is sent once more when its replica died."""
+        self._retries.earn()
+        try:
+            return await self._send_once(app, group)
+        except ReplicaLost:
+            if not await self._may_retry(app, group):
+                raise
+        return await self._send_once(app, group)
+
+    async def _send_once(self, app: str, group: Group) -> Prediction:
         if self._bridge is None:
-            raise NotReady(_OBSTACLES["no-bridge"])
+            raise ReplicaLost(_LOST)
         prediction = await self._bridge.predict(app, group)
         self._served[app] = prediction.model_version
         return prediction
 
+    async def _may_retry(self, app: str, group: Group) -> bool:
+        """Whether to send a lost group once more: once there is a way to do so, and the budget allows it."""
+        if not await self._finds_way(app, group):
+            return False
+        is_made = self._retries.spend()
+        self._n_retries[is_made] += 1
+        if self._on_retry is not None:
+            self._on_retry(is_made=is_made)
+        return is_made
+
+    async def _finds_way(self, app: str, group: Group) -> bool:
+        """Wait for the next bridge where it was the bridge that ended, if nobody else answers and it may be in time.
+
+        Where another arm would answer, a single replica's successor is not waited for either.
+        """
+        while (reason := self._obstacle(app)) != "ok":
+            opens_at = max(self._clock(), self._born + self._start_s)  # if it takes as long as the last one did
+            if group.has_fallback or reason not in _ON_THE_WAY or opens_at >= group.deadline:
+                return False
+            await asyncio.sleep(WAY_LOOK_S)
+        assert self._bridge is not None, "as there is no obstacle"
+        return not group.has_fallback or self._bridge.apps[app]["replicas"] > 1
+
     async def _supervise(self) -> None:
         backoff_s = FIRST_BACKOFF_S
         while True:
-            born = self._clock()
+            self._born = self._clock()
             self._starts += 1
-            self._bridge = BridgeProcess(self._address, self._app_name, self._environment, self._clock)
+            self._bridge = bridge = BridgeProcess(self._address, self._app_name, self._environment, self._clock)
             try:
-                end = f"exit code {await self._bridge.live()}"
+                end = f"exit code {await bridge.live()}"
             except OSError as error:
                 end = f"no start: {error.strerror}"
             finally:
                 self._bridge = None
-            backoff_s = FIRST_BACKOFF_S if self._clock() - born > GOOD_LIFE_S else min(2 * backoff_s, MAX_BACKOFF_S)
+            if bridge.joined_at is not None:
+                self._start_s = bridge.joined_at - self._born
+            is_good = self._clock() - self._born > GOOD_LIFE_S
+            backoff_s = FIRST_BACKOFF_S if is_good else min(2 * backoff_s, MAX_BACKOFF_S)
+            self._born = self._clock() + backoff_s
             _log.warning("the bridge to Ray ended (%s); starting another in %.1f s", end, backoff_s)
             await asyncio.sleep(backoff_s)
 
+
+# What a bridge says that has just been started.
+_ON_THE_WAY = frozenset({"no-bridge", "starting", "joining", "no-application"})
 
 _OBSTACLES = {
     "no-bridge": "the bridge to Ray is being started",
@@ -234,12 +291,14 @@ class BridgeProcess:
         state: `starting`, or what the bridge last said: `no-cluster`, `joining`, `joined`.
         apps: Its applications by name: `status`, `replicas`, `ready`.
         pid: Process id, None until it runs.
+        joined_at: When it first told of a cluster, in seconds on the clock; None until then.
     """
 
     def __init__(self, address: str, app_name: str, environment: dict[str, str], clock: Callable[[], float]) -> None:
         self.state = "starting"
         self.apps: dict[str, dict[str, Any]] = {}
         self.pid: int | None = None
+        self.joined_at: float | None = None
         self._arguments = ("--address", address, "--app", app_name)
         self._environment = environment
         self._clock = clock
@@ -349,6 +408,8 @@ class BridgeProcess:
         match frame.kind:
             case Kind.STATUS:
                 self.state, self.apps = frame.head["state"], frame.head["apps"]
+                if self.state == "joined" and self.joined_at is None:
+                    self.joined_at = self._last_heard
             case Kind.RESULT | Kind.ERROR:
                 answer = self._answers.get(frame.call_id)
                 if answer is not None and not answer.done():

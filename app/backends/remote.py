@@ -39,7 +39,6 @@ from serve_app.contract import (
     ModelOutputInvalid,
     NotReady,
     Options,
-    Overloaded,
     Prediction,
     ReplicaLost,
     ServingError,
@@ -51,7 +50,6 @@ _log = logging.getLogger(__name__)
 MAX_RESPONSE_BYTES = 1 << 20
 MAX_GROUP_WINDOWS = 8  # as JSON well under the 1 MiB that services commonly take, and about 1 ms of the loop to write
 IDLE_LIMIT_S = 4.0  # uvicorn hangs up after 5 s by default; a connection it is closing must not be used again
-FAILURES_UNTIL_UNREADY = 3
 
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -103,7 +101,6 @@ class RemoteBackend:
         self._clock = clock
         self._addresses = deque(_literal_address(self._url.host))
         self._reason = "untried" if self._addresses else "resolving"
-        self._failures = 0
         self._last_status: int | None = None
         self._pinning: asyncio.Task[None] | None = None
         self._http = _client(max_connections, timeout_s, ca_file)
@@ -132,14 +129,8 @@ class RemoteBackend:
             raise NotReady("the remote service has no address yet")
         if call.version is not None:
             raise ModelNotFound("this arm serves one version, and its name is not known")
-        try:
-            answer = await self._ask(call)
-        except (Overloaded, DeadlineExceeded):  # our own shedding, the caller's own haste: nothing about the service
-            raise
-        except ServingError as error:
-            self._note_failure(error)
-            raise
-        self._note_success()
+        answer = await self._ask(call)
+        self._reason = "ok"  # from now on its breaker tells
         return answer
 
     def status(self) -> BackendStatus:
@@ -149,7 +140,7 @@ class RemoteBackend:
         return {**self._describe(), "gateway": self._coalescer.stats()}
 
     def _describe(self) -> dict[str, Any]:
-        return {"consecutive_failures": self._failures, "last_http_status": self._last_status}
+        return {"last_http_status": self._last_status}
 
     async def _ask(self, call: Call) -> Answer:
         """Ask within `timeout_s`, and within the caller's deadline where that comes first."""
@@ -197,20 +188,6 @@ class RemoteBackend:
             return await _read_limited(response)
         finally:
             await response.aclose()
-
-    def _note_success(self) -> None:
-        self._failures = 0
-        self._reason = "ok"
-
-    def _note_failure(self, error: ServingError) -> None:
-        """Every failure of the service comes by here; those of our own stopping are none."""
-        if self._http.is_closed:
-            return
-        self._failures += 1
-        if self._failures == FAILURES_UNTIL_UNREADY:
-            _log.warning("the remote service fails: %s; last HTTP status %s", error, self._last_status)
-        if self._failures >= FAILURES_UNTIL_UNREADY or self._reason != "ok":
-            self._reason = error.code
 
     async def _pin_until_it_works(self) -> None:
         backoff_s = FIRST_BACKOFF_S

@@ -76,7 +76,8 @@ class Dispatcher:
         if backend != CANARY or STABLE not in arms:
             return Served(await self._ask(backend, call), Arm(backend, call.version))
         now = self._clock()
-        canary_call = replace(call, deadline=now + _CANARY_BUDGET * (call.deadline - now))
+        deadline = now + _CANARY_BUDGET * (call.deadline - now)
+        canary_call = replace(call, deadline=deadline, has_fallback=True)
         try:
             return Served(await self._ask(backend, canary_call), Arm(backend, call.version))
         except _FINAL:

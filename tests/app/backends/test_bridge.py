@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 
 from app.backends.bridge import Liveness, meaning
 from serve_app.contract import (
@@ -75,6 +77,10 @@ def test_callers_in_a_hurry_cannot_strand_it() -> None:
     [
         (ActorDiedError(), ReplicaLost),
         (ActorUnavailableError("gone", None), ReplicaLost),
+        (RequestCancelledError("r"), ReplicaLost),
+        (AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata(), "secret"), ReplicaLost),
+        (RuntimeError("Unexpected error (StatusCode.INTERNAL): secret."), ReplicaLost),
+        (RuntimeError("secret"), ServingError),
         (TimeoutError(), DeadlineExceeded),
         (GetTimeoutError("late"), DeadlineExceeded),
         (BackPressureError(num_queued_requests=3, max_queued_requests=2), Overloaded),

@@ -7,6 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from app.backends.breaker import Guarded
 from app.backends.fake import FakeBackend
 from app.backends.probe import Prober
 from serve_app.contract import NotReady, as_windows
@@ -15,7 +16,8 @@ from .hand_driven import HandDrivenLoop, drive
 
 
 def prober(loop: HandDrivenLoop, *backends: FakeBackend) -> Prober:
-    return Prober(backends, clock=loop.time, wall_clock=lambda: loop.time() + 1e9)
+    arms = [Guarded(backend, clock=loop.time) for backend in backends]
+    return Prober(arms, clock=loop.time, wall_clock=lambda: loop.time() + 1e9)
 
 
 def test_before_the_first_check_nothing_is_known() -> None:
@@ -84,24 +86,70 @@ def test_no_arm_answering_is_unhealthy_and_unforeseen_errors_show_a_code_only() 
     drive(scenario)
 
 
-def test_checks_repeat_every_period_and_every_second_while_an_arm_is_down() -> None:
+async def pass_time(loop: HandDrivenLoop, seconds: float) -> None:
+    for _ in range(round(seconds / 0.1)):
+        await loop.advance(0.1)
+
+
+def test_checks_repeat_every_period_and_twice_a_second_while_an_arm_is_down() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         backend = FakeBackend()
         backend.error = NotReady()
         subject = prober(loop, backend)
         await subject.start()
-        await loop.settle()
-        await loop.advance(1.0)
+        await pass_time(loop, 0.6)
         assert len(backend.calls) == 2
         backend.error = None
-        await loop.advance(1.0)
-        await loop.advance(4.9)
+        await pass_time(loop, 0.6)
+        await pass_time(loop, 4.6)
         assert len(backend.calls) == 3
-        await loop.advance(0.2)
+        await pass_time(loop, 0.6)
         assert len(backend.calls) == 4
         await subject.stop()
         await loop.advance(60.0)
         assert len(backend.calls) == 4
+
+    drive(scenario)
+
+
+def test_an_arm_that_hangs_holds_up_no_other_arms_checks() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        stuck, up = FakeBackend("ray_serve"), FakeBackend("legacy")
+        stuck.gate.clear()
+        subject = prober(loop, stuck, up)
+        await subject.start()
+        await pass_time(loop, 11)
+        assert (len(stuck.calls), len(up.calls)) == (1, 3)
+        await subject.stop()
+
+    drive(scenario)
+
+
+def test_an_arm_that_says_it_is_back_is_checked_within_a_moment() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        backend = FakeBackend()
+        backend.ready = False
+        subject = prober(loop, backend)
+        await subject.start()
+        await loop.settle()
+        assert subject.report()["status"] == "unhealthy"
+        backend.ready = True
+        await pass_time(loop, 0.2)
+        assert len(backend.calls) == 2
+        assert subject.report()["arms"][0]["status"] == "degraded"
+        await subject.stop()
+
+    drive(scenario)
+
+
+def test_an_arm_that_says_it_cannot_answer_is_unhealthy_whatever_it_answered_before() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        backend = FakeBackend()
+        subject = prober(loop, backend)
+        await subject.check()
+        backend.ready = False
+        report = subject.report()
+        assert (report["status"], report["error"]) == ("unhealthy", "not-ready")
 
     drive(scenario)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -123,5 +125,120 @@ def test_a_version_is_answered_by_the_application_that_serves_it() -> None:
         assert bridge.asked == ["app", "app", "app-2"]
         with pytest.raises(NotReady):
             await backend.predict(call(1, version="99"))
+
+    drive(scenario)
+
+
+# --- a replica or the bridge is lost
+
+
+class LossyBridge(JoinedBridge):
+    """Loses the first groups that it is sent, and then answers.
+
+    Args:
+        losses: How many groups are lost.
+        replicas: How many the application has.
+    """
+
+    def __init__(self, losses: int, *, replicas: int = 2) -> None:
+        super().__init__({"app": "1"})
+        self.losses = losses
+        self.apps["app"]["replicas"] = replicas
+
+    async def predict(self, app: str, group: Group) -> Prediction:
+        answer = await super().predict(app, group)
+        if len(self.asked) <= self.losses:
+            raise ReplicaLost("the replica died before it answered")
+        return answer
+
+
+async def outcome_of(backend: RayServeBackend, *, has_fallback: bool = False) -> str:
+    try:
+        await backend.predict(replace(call(1), has_fallback=has_fallback))
+    except ServingError as error:
+        return error.code
+    return "ok"
+
+
+def test_a_group_whose_replica_died_is_sent_once_more_and_not_twice() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        told: list[bool] = []
+        for losses, outcome, sent in ((0, "ok", 1), (1, "ok", 2), (2, "replica-lost", 2)):
+            bridge = LossyBridge(losses)
+            backend = backend_on(bridge, loop)
+            backend._on_retry = lambda *, is_made: told.append(is_made)
+            assert await outcome_of(backend) == outcome
+            assert len(bridge.asked) == sent
+        assert told == [True, True]
+
+    drive(scenario)
+
+
+def test_an_outage_is_not_answered_with_twice_the_load() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        bridge = LossyBridge(10**6)
+        backend = backend_on(bridge, loop)
+        for _ in range(200):
+            await outcome_of(backend)
+        assert len(bridge.asked) <= 200 + 20 + 10
+        stats = backend._n_retries
+        assert stats[True] + stats[False] == 200
+
+    drive(scenario)
+
+
+def test_where_legacy_answers_the_only_replicas_successor_is_not_waited_for() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        for replicas, has_fallback, sent in ((1, True, 1), (1, False, 2), (2, True, 2)):
+            bridge = LossyBridge(1, replicas=replicas)
+            await outcome_of(backend_on(bridge, loop), has_fallback=has_fallback)
+            assert len(bridge.asked) == sent
+
+    drive(scenario)
+
+
+def end_bridge(backend: RayServeBackend) -> None:
+    assert backend._bridge is not None
+    backend._bridge._lose(None)
+    backend._bridge = None
+
+
+class EndingBridge(JoinedBridge):
+    """Ends with the first group."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        super().__init__({"app": "1"})
+        self._end = end
+
+    async def predict(self, app: str, group: Group) -> Prediction:
+        self._end()
+        raise ReplicaLost("the bridge to Ray ended")
+
+
+@pytest.mark.parametrize(("start_s", "outcome"), [(0.5, "ok"), (5.0, "replica-lost")])
+def test_the_next_bridge_is_waited_for_if_it_may_come_in_time(start_s: float, outcome: str) -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        backend = RayServeBackend("127.0.0.1:1", app_name="app", clock=loop.time)
+        backend._bridge = EndingBridge(lambda: end_bridge(backend))
+        backend._start_s = start_s
+        asking = asyncio.ensure_future(outcome_of(backend))
+        await loop.settle()
+        assert asking.done() is (outcome != "ok")
+        backend._bridge = JoinedBridge({"app": "1"})
+        await loop.advance(0.1)
+        assert await asking == outcome
+
+    drive(scenario)
+
+
+def test_where_legacy_answers_the_next_bridge_is_not_waited_for() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        backend = RayServeBackend("127.0.0.1:1", app_name="app", clock=loop.time)
+        backend._bridge = EndingBridge(lambda: end_bridge(backend))
+        backend._start_s = 0.5
+        asking = asyncio.ensure_future(outcome_of(backend, has_fallback=True))
+        await loop.settle()
+        assert asking.done()
+        assert await asking == "replica-lost"
 
     drive(scenario)

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from app.backends import remote
 from app.backends.base import Answer, Call
+from app.backends.breaker import SILENCE_S, Guarded
 from app.backends.fake import FakeBackend
 from app.backends.remote import RemoteBackend, decode_answer
 from serve_app.contract import (
@@ -482,22 +483,36 @@ async def test_stopping_while_the_name_does_not_resolve(old: OldService) -> None
 # Health.
 
 
-async def test_ready_after_an_answer_and_not_after_three_failures_in_a_row(old: OldService) -> None:
+async def test_ready_after_the_first_answer(old: OldService) -> None:
     async with running(old.url) as backend:
-        assert (backend.status().ready, backend.status().reason) == (False, "untried")
-        await backend.predict(call(1.0))
-        assert backend.status().ready
         well, old.behave = old.behave, always(response(b"", "500 Oh"))
-        for failures_so_far in (1, 2, 3):
-            with pytest.raises(ModelFailed):
-                await backend.predict(call(1.0))
-            assert backend.status().ready is (failures_so_far < 3)
+        with pytest.raises(ModelFailed):
+            await backend.predict(call(1.0))
         status = backend.status()
-        assert (status.reason, status.detail["last_http_status"]) == ("model-failed", 500)
+        assert (status.ready, status.reason, status.detail) == (False, "untried", {"last_http_status": 500})
         old.behave = well
         await backend.predict(call(1.0))
-        assert backend.status().ready
-        assert (await backend.stats())["gateway"]["windows_total"] == 5
+        assert (backend.status().ready, backend.status().reason) == (True, "ok")
+        assert (await backend.stats())["gateway"]["windows_total"] == 2
+
+
+async def test_three_refusals_of_the_service_open_its_breaker_and_it_is_asked_no_more(old: OldService) -> None:
+    async with running(old.url) as backend:
+        arm = Guarded(backend, clock=backend._clock)
+        await arm.predict(call(1.0))
+        await asyncio.sleep(SILENCE_S)
+        well, old.behave = old.behave, always(response(b"", "503 Away"))
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await arm.predict(call(1.0))
+        assert (arm.status().ready, arm.status().reason) == (False, "unavailable")
+        asked = len(old.received)
+        with pytest.raises(Unavailable, match="asked again when it answers its probes"):
+            await arm.predict(call(1.0))
+        assert len(old.received) == asked
+        old.behave = well
+        await arm.probe(call(1.0))
+        assert arm.status().ready
 
 
 async def test_a_version_is_not_known_here(old: OldService) -> None:

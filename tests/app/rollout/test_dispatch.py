@@ -71,6 +71,7 @@ async def test_ray_serve_gets_seven_tenths_of_the_time_and_legacy_the_rest(rig: 
     await rig.ask()
     assert rig.ray.calls[0].deadline == pytest.approx(101.4)
     assert rig.legacy.calls[0].deadline == 102.0
+    assert [call.has_fallback for call in rig.ray.calls + rig.legacy.calls] == [True, False]
 
 
 @pytest.mark.parametrize(("names", "route_to"), [(("ray_serve",), None), ((), "ray_serve")])
@@ -79,7 +80,7 @@ async def test_without_a_fallback_the_whole_time_is_ray_serves(names: tuple[str,
     rig.ray.error = ReplicaLost("gone")
     with pytest.raises(ReplicaLost):
         await rig.ask(route_to=route_to)
-    assert rig.ray.calls[0].deadline == 102.0
+    assert (rig.ray.calls[0].deadline, rig.ray.calls[0].has_fallback) == (102.0, False)
     assert not rig.legacy.calls
 
 
