@@ -83,7 +83,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self._thread.start()
         self._server = self._run(self._listen())
-        self.address = "127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *exception: object) -> None:
