@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from app.api.deps import Gateway
-from app.auth import (
-    ApiKeyFile,
-    ApiKeyReloader,
-    ApiKeyVerifier,
-    Door,
-    FailureLimit,
-    Key,
-    KeyFile,
-    KeySet,
-    KeyUrl,
-    TokenVerifier,
-)
 from app.backends.base import Backend
 from app.backends.breaker import Guarded
 from app.backends.in_process import InProcessBackend, RegistrySource
@@ -29,6 +15,7 @@ from app.backends.probe import Prober
 from app.backends.ray_serve import RayServeBackend
 from app.backends.remote import RemoteBackend
 from app.drain import Drain
+from app.identity import build_identity
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Counters, RateLimiter, SlidingWindowLimiter
@@ -67,7 +54,13 @@ def wire(
         wall_clock=wall_clock,
     )
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
-    identity = _identity(settings, metrics, clock, wall_clock)
+    identity = build_identity(
+        settings,
+        count_failure=metrics.count_auth_failure,
+        count_reload=metrics.count_key_reload,
+        clock=clock,
+        wall_clock=wall_clock,
+    )
     return Gateway(
         backends=arms,
         dispatcher=Dispatcher(arms, fraction=rollout.fraction, sticky_key=sticky_key, clock=clock),
@@ -86,75 +79,6 @@ def wire(
         clock=clock,
         started_at=clock(),
     )
-
-
-class _Identity(NamedTuple):
-    """The door, and the sources from which it learns new keys, by what they are keys of."""
-
-    door: Door
-    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader]
-
-
-def _identity(
-    settings: Settings, metrics: Metrics, clock: Callable[[], float], wall_clock: Callable[[], float]
-) -> _Identity:
-    keys = None if settings.judges_by_public_keys else KeySet({None: _shared_secret(settings)})
-    tokens = TokenVerifier(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience, wall_clock=wall_clock)
-    token_source = _token_source(settings, tokens, metrics, clock)
-    api_keys = ApiKeyVerifier(wall_clock)
-    table, pepper = settings.api_key_paths()
-    api_key_source = ApiKeyReloader(ApiKeyFile(table, pepper), api_keys.replace, metrics.count_key_reload)
-    _load(api_key_source)
-    door = Door(
-        tokens,
-        api_keys,
-        limit=FailureLimit(settings.auth_failures_per_min, clock=clock),
-        count_failure=metrics.count_auth_failure,
-        renew=None if token_source is None else token_source.renew,
-    )
-    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader] = {"api_keys": api_key_source}
-    if token_source is not None:
-        sources["tokens"] = token_source
-    return _Identity(door, sources)
-
-
-def _shared_secret(settings: Settings) -> Key:
-    try:
-        return Key.hs256(settings.signing_secret())
-    except ValueError as error:
-        raise ConfigError(f"the token secret: {error}") from error
-
-
-def _token_source(
-    settings: Settings, tokens: TokenVerifier, metrics: Metrics, clock: Callable[[], float]
-) -> KeyFile | KeyUrl | None:
-    if settings.jwt_jwks_file is not None:
-        source = KeyFile(settings.jwt_jwks_file, tokens.replace_keys, metrics.count_key_reload)
-        _load(source)
-        return source
-    if settings.jwt_jwks_url is None:
-        return None
-    try:
-        tls = ssl.create_default_context(cafile=settings.jwt_jwks_ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"GATEWAY_JWT_JWKS_CA_FILE: no certificates in {settings.jwt_jwks_ca_file}") from error
-    return KeyUrl(
-        settings.jwt_jwks_url,
-        tokens.replace_keys,
-        metrics.count_key_reload,
-        refresh_s=settings.jwt_jwks_refresh_s,
-        tls=tls,
-        clock=clock,
-    )
-
-
-def _load(source: KeyFile | ApiKeyReloader) -> None:
-    try:
-        source.load()
-    except OSError as error:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _limiter(settings: Settings, clock: Callable[[], float]) -> RateLimiter:

@@ -52,11 +52,11 @@ class ApiKeyFile:
         """The keys of a table's text. Raises as `read` does."""
         return read_table(text, self._pepper())
 
-    def add(self, make: Callable[[bytes], ApiKey]) -> None:
-        """Store one more key.
+    def add(self, make: Callable[[bytes], tuple[str, ApiKey]]) -> str:
+        """Store one more key and give it, for the only time that anybody can.
 
         Args:
-            make: Given the pepper, makes it.
+            make: Given the pepper, makes the key and what is stored of it, as `make_key` does.
 
         Raises:
             OSError, ValueError: As `read`; or there are too many keys.
@@ -66,10 +66,11 @@ class ApiKeyFile:
             if len(known.keys) >= MAX_KEYS:
                 raise ApiKeysRefused(f"there are {MAX_KEYS} API keys already; revoke some")
             pepper = known.pepper or self._made_pepper()
-            key = make(pepper)
+            credential, key = make(pepper)
             if key.id in known.keys:
                 raise ApiKeysRefused("the new key's id is taken by chance; run the command again")
             self._write([*known.keys.values(), key], pepper)
+            return credential
 
     def remove(self, key_id: str) -> bool:
         """Strike one key from the table; False where there is none of that id. Raises as `read` does."""
@@ -133,6 +134,7 @@ class ApiKeyReloader:
         take: Callable[[ApiKeys], None],
         count: Callable[[str, Outcome, int], None],
     ) -> None:
+        self.path = file.path
         self._file = file
         self._watched = WatchedFile(file.path, max_bytes=MAX_TABLE_BYTES, forbidden_mode=_CLOSED)
         self._take = take

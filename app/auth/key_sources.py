@@ -44,6 +44,7 @@ class KeyFile:
     """
 
     def __init__(self, path: Path, take: TakeKeys, count: CountOutcome) -> None:
+        self.path = path
         self._file = WatchedFile(path, max_bytes=MAX_JWKS_BYTES, forbidden_mode=0o022)
         self._take = take
         self._record = SourceRecord(_WHAT, count)

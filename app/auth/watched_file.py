@@ -61,13 +61,13 @@ class WatchedFile:
         with os.fdopen(descriptor, "rb") as file:
             mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
             if not stat.S_ISREG(mode):
-                raise ValueError(f"{self.path} is no plain file")
+                raise ValueError("it is no plain file")
             if mode & self._forbidden_mode:
                 allowed = 0o666 & ~self._forbidden_mode
-                raise ValueError(f"{self.path} is open to others; run: chmod {allowed:o} {self.path}")
+                raise ValueError(f"it is open to others; run: chmod {allowed:o} {self.path}")
             content = file.read(self._max_bytes + 1)
         if len(content) > self._max_bytes:
-            raise ValueError(f"{self.path} has more than {self._max_bytes} bytes")
+            raise ValueError(f"it has more than {self._max_bytes} bytes")
         return content
 
 

@@ -18,9 +18,14 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 def client_settings() -> Settings:
     """The settings, with the development secret where no other is set and `make run` made one here."""
     settings = load_settings()
-    if settings.jwt_secret is None and settings.jwt_secret_file is None and development.SECRET_FILE.exists():
+    if lacks_identity(settings) and development.SECRET_FILE.exists():
         return settings.with_overrides(jwt_secret_file=development.SECRET_FILE)
     return settings
+
+
+def lacks_identity(settings: Settings) -> bool:
+    """Whether nothing is set that tokens could be judged by."""
+    return settings.jwt_secret is None and settings.jwt_secret_file is None and not settings.judges_by_public_keys
 
 
 def gateway_client(settings: Settings, url: str | None, token: str | None, scope: str) -> GatewayClient:
@@ -43,7 +48,15 @@ def token_for(settings: Settings, token: str | None, subject: str, scope: str, l
     return token
 
 
-def mint(settings: Settings, subject: str, scope: str, lifetime_s: int = 86400) -> str:
+def mint(
+    settings: Settings,
+    subject: str,
+    scope: str,
+    lifetime_s: int = 86400,
+    *,
+    tenant: str | None = None,
+    models: list[str] | None = None,
+) -> str:
     from app.auth import mint_token
 
     try:
@@ -55,6 +68,8 @@ def mint(settings: Settings, subject: str, scope: str, lifetime_s: int = 86400) 
             audience=settings.jwt_audience,
             lifetime_s=lifetime_s,
             now=time.time(),
+            tenant=tenant,
+            models=models,
         )
     except ValueError as error:
         fail(str(error))

@@ -11,3 +11,5 @@ Url = Annotated[str | None, typer.Option("--url", help="Root of the gateway; def
 Token = Annotated[str | None, typer.Option("--token", help="Bearer token; default: one made from the secret here.")]
 SignWith = Annotated[Path | None, typer.Option(help="Private key file to sign the version with.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Tenant = Annotated[str | None, typer.Option(help="Whom they work for; limits are shared by a tenant.")]
+Models = Annotated[str | None, typer.Option(help="The only models they may use, separated by spaces; default: all.")]

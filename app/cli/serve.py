@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from app import development
-from app.cli.access import mint
+from app.cli.access import lacks_identity, mint
 from app.cli.deploy import served_model
 from app.cli.registry import registry_of
 from app.cli.terminal import EX_CONFIG, err, fail, out
+from app.identity import require_identity
 from app.settings import Settings, load_settings, variable_of
 
 
@@ -31,10 +32,10 @@ def serve(
     """Run the gateway in the foreground."""
     overrides: dict[str, Any] = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     settings = load_settings()
-    if local and settings.jwt_secret is None and settings.jwt_secret_file is None:
+    if local and lacks_identity(settings):
         overrides["jwt_secret_file"] = development.development_secret()
     settings = settings.with_overrides(**overrides)
-    settings.signing_secret()
+    require_identity(settings)
     listener = _listener(settings.host, settings.port)
     settings = settings.with_overrides(port=listener.getsockname()[1])
     _require_model(settings)
@@ -95,11 +96,14 @@ def _metrics_shared(settings: Settings) -> Iterator[Settings]:
 
 def _invite(settings: Settings, url: str) -> None:
     """Print a token and a line to paste, from any folder."""
-    token = mint(settings, "developer", "predict ops")
-    body = development.example_request()
     out.print(
         f"\nSluice answers on {url}, from Ray Serve with legacy behind it. Ctrl-C ends all of it.", highlight=False
     )
+    if settings.judges_by_public_keys:
+        out.print("Tokens come from the issuer of your keys.")
+        return
+    token = mint(settings, "developer", "predict ops")
+    body = development.example_request()
     out.print(f"Token (scopes predict ops, 24 hours):\n\n{token}\n", soft_wrap=True, highlight=False)
     out.print("The newest MSFT window of the shipped bars, as raw float32:\n")
     out.print(

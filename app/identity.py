@@ -1,0 +1,120 @@
+"""From the settings to the door: for the gateway, and for commands that check beforehand whether it would start."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from app.auth import (
+    ApiKeyFile,
+    ApiKeyReloader,
+    ApiKeyVerifier,
+    Door,
+    FailureLimit,
+    Key,
+    KeyFile,
+    KeySet,
+    KeyUrl,
+    TokenVerifier,
+)
+from app.settings import ConfigError, Settings
+
+CountReload = Callable[[str, str, int], None]
+
+
+class Identity(NamedTuple):
+    """The door, and the sources from which it learns new keys, by what they are keys of."""
+
+    door: Door
+    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader]
+
+
+def build_identity(
+    settings: Settings,
+    *,
+    count_failure: Callable[[str], None],
+    count_reload: CountReload,
+    clock: Callable[[], float],
+    wall_clock: Callable[[], float],
+) -> Identity:
+    """The door, with the keys that files hold now; nothing is started and no URL asked.
+
+    Args:
+        settings: What the operator set.
+        count_failure: Told the reason of every credential that did not count.
+        count_reload: Told every set of keys: of what, `taken` or `refused`, and how many are in force.
+        clock: Monotonic seconds.
+        wall_clock: Seconds since the epoch.
+
+    Raises:
+        ConfigError: No secret and no keys, or a file that is not what it must be; the message holds none of them.
+    """
+    keys = None if settings.judges_by_public_keys else KeySet({None: _shared_secret(settings)})
+    tokens = TokenVerifier(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience, wall_clock=wall_clock)
+    token_source = _token_source(settings, tokens, count_reload, clock)
+    api_keys = ApiKeyVerifier(wall_clock)
+    api_key_source = ApiKeyReloader(ApiKeyFile(*settings.api_key_paths()), api_keys.replace, count_reload)
+    _load(api_key_source)
+    door = Door(
+        tokens,
+        api_keys,
+        limit=FailureLimit(settings.auth_failures_per_min, clock=clock),
+        count_failure=count_failure,
+        renew=None if token_source is None else token_source.renew,
+    )
+    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader] = {"api_keys": api_key_source}
+    if token_source is not None:
+        sources["tokens"] = token_source
+    return Identity(door, sources)
+
+
+def require_identity(settings: Settings) -> Identity:
+    """What the gateway will judge by, built to see whether it can. Raises as `build_identity`."""
+    return build_identity(
+        settings,
+        count_failure=lambda _: None,
+        count_reload=lambda *_: None,
+        clock=time.monotonic,
+        wall_clock=time.time,
+    )
+
+
+def _shared_secret(settings: Settings) -> Key:
+    try:
+        return Key.hs256(settings.signing_secret())
+    except ValueError as error:
+        raise ConfigError(f"the token secret: {error}") from error
+
+
+def _token_source(
+    settings: Settings, tokens: TokenVerifier, count_reload: CountReload, clock: Callable[[], float]
+) -> KeyFile | KeyUrl | None:
+    if settings.jwt_jwks_file is not None:
+        source = KeyFile(settings.jwt_jwks_file, tokens.replace_keys, count_reload)
+        _load(source)
+        return source
+    if settings.jwt_jwks_url is None:
+        return None
+    try:
+        tls = ssl.create_default_context(cafile=settings.jwt_jwks_ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"GATEWAY_JWT_JWKS_CA_FILE: no certificates in {settings.jwt_jwks_ca_file}") from error
+    return KeyUrl(
+        settings.jwt_jwks_url,
+        tokens.replace_keys,
+        count_reload,
+        refresh_s=settings.jwt_jwks_refresh_s,
+        tls=tls,
+        clock=clock,
+    )
+
+
+def _load(source: KeyFile | ApiKeyReloader) -> None:
+    try:
+        source.load()
+    except OSError as error:
+        raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source.path}: {error}") from error
