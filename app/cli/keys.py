@@ -81,12 +81,12 @@ def _row(key: ApiKey) -> dict[str, str | None]:
         "tenant": principal.tenant,
         "scopes": " ".join(sorted(principal.scopes)),
         "models": None if principal.models is None else " ".join(sorted(principal.models)),
-        "created_at": _day(key.created_at),
-        "expires_at": None if key.expires_at is None else _day(key.expires_at),
+        "created_at": _moment(key.created_at),
+        "expires_at": None if key.expires_at is None else _moment(key.expires_at),
     }
 
 
-def _day(seconds: int) -> str:
+def _moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 

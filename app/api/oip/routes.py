@@ -8,9 +8,10 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Response
 
-from app.api.deps import Gateway, GatewayDep, Predictor
+from app.api.deps import Gateway, GatewayDep, Predictor, require_model
 from app.api.oip.schemas import Live, ModelMetadata, ModelReady, Ready, ServerMetadata, Statistics, refusals
 from app.api.oip.tensors import DATATYPE, INPUT, INPUT_SHAPE, OUTPUT_SHAPES
+from app.auth import Principal
 from app.errors import OPEN_INFERENCE
 from serve_app.contract import ModelNotFound, NotReady
 
@@ -44,52 +45,53 @@ async def show_server(_: Predictor) -> Response:
 
 
 @router.get("/models/stats", response_model=Statistics, responses=_ABOUT_SERVER)
-async def show_all_statistics(gateway: GatewayDep, _: Predictor) -> Response:
+async def show_all_statistics(gateway: GatewayDep, principal: Predictor) -> Response:
     """What every version of every model did since this worker's start."""
-    return _json(_statistics(gateway))
+    return _json(_statistics(gateway) if principal.may_use(gateway.model) else {"model_stats": []})
 
 
 @router.get("/models/{model}", response_model=ModelMetadata, responses=_ABOUT_MODEL)
-async def show_model(model: str, gateway: GatewayDep, _: Predictor) -> Response:
+async def show_model(model: str, gateway: GatewayDep, principal: Predictor) -> Response:
     """The model's versions that are served now, its input and its outputs."""
-    _require_model(gateway, model)
+    _require_model(gateway, principal, model)
     return _json(_metadata(model, gateway.dispatcher.versions()))
 
 
 @router.get("/models/{model}/ready", response_model=ModelReady, responses=_ABOUT_VERSION)
-async def show_model_ready(model: str, gateway: GatewayDep, _: Predictor) -> Response:
+async def show_model_ready(model: str, gateway: GatewayDep, principal: Predictor) -> Response:
     """Whether some version of the model can answer now."""
-    _require_model(gateway, model)
+    _require_model(gateway, principal, model)
     _require_ready(gateway)
     return _json({"name": model, "ready": True})
 
 
 @router.get("/models/{model}/stats", response_model=Statistics, responses=_ABOUT_MODEL)
-async def show_statistics(model: str, gateway: GatewayDep, _: Predictor) -> Response:
+async def show_statistics(model: str, gateway: GatewayDep, principal: Predictor) -> Response:
     """What every version of the model did since this worker's start."""
-    _require_model(gateway, model)
+    _require_model(gateway, principal, model)
     return _json(_statistics(gateway))
 
 
 @router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, responses=_ABOUT_VERSION)
-async def show_version(model: str, version: str, gateway: GatewayDep, _: Predictor) -> Response:
+async def show_version(model: str, version: str, gateway: GatewayDep, principal: Predictor) -> Response:
     """A version that is served now."""
-    _require_version(gateway, model, version)
+    _require_version(gateway, principal, model, version)
     return _json(_metadata(model, [version]))
 
 
 @router.get("/models/{model}/versions/{version}/ready", response_model=ModelReady, responses=_ABOUT_VERSION)
-async def show_version_ready(model: str, version: str, gateway: GatewayDep, _: Predictor) -> Response:
+async def show_version_ready(model: str, version: str, gateway: GatewayDep, principal: Predictor) -> Response:
     """Whether this very version can answer now."""
-    _require_version(gateway, model, version)
+    _require_version(gateway, principal, model, version)
     return _json({"name": model, "ready": True})
 
 
 @router.get("/models/{model}/versions/{version}/stats", response_model=Statistics, responses=_ABOUT_VERSION)
-async def show_version_statistics(model: str, version: str, gateway: GatewayDep, _: Predictor) -> Response:
+async def show_version_statistics(model: str, version: str, gateway: GatewayDep, principal: Predictor) -> Response:
     """What this version did since this worker's start."""
-    if model != gateway.model or version not in gateway.statistics.versions():
-        _require_version(gateway, model, version)
+    _require_model(gateway, principal, model)
+    if version not in gateway.statistics.versions():
+        _require_version(gateway, principal, model, version)
     return _json({"model_stats": [_row(gateway, version)]})
 
 
@@ -112,13 +114,14 @@ def _row(gateway: Gateway, version: str | None) -> dict[str, Any]:
     return {"name": gateway.model, **named, **gateway.statistics.document(version)}
 
 
-def _require_model(gateway: Gateway, model: str) -> None:
+def _require_model(gateway: Gateway, principal: Principal, model: str) -> None:
     if model != gateway.model:
         raise ModelNotFound("no such model")
+    require_model(principal, model)
 
 
-def _require_version(gateway: Gateway, model: str, version: str) -> None:
-    _require_model(gateway, model)
+def _require_version(gateway: Gateway, principal: Principal, model: str, version: str) -> None:
+    _require_model(gateway, principal, model)
     gateway.dispatcher.arms_serving(version)
 
 
