@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -31,6 +32,7 @@ def main() -> int:
         print("\n".join(f"{scenario.name}: {scenario.fault}" for scenario in chosen))
         return 0
     os.environ.update(LOCAL_ENV)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     rows = try_all(chosen)
     print("\n" + report.table(rows))
     print(f"{FOLDER / 'faults.md'} says what became of each promise")
@@ -56,6 +58,7 @@ def _try(scenario: Scenario, lab: Laboratory) -> Row | None:
         row = run(scenario, lab, FOLDER / "ledgers")
     except Exception:
         traceback.print_exc()
+        print(lab.last_words(), file=sys.stderr)
         print(f"{scenario.name}: could not be done, after {time.monotonic() - began:.0f} s", flush=True)
         lab.renew()
         return None

@@ -178,6 +178,10 @@ class Laboratory:
             self._gateway.stop()
             self._gateway = None
 
+    def last_words(self, n_chars: int = 3000) -> str:
+        """The end of the gateway's log."""
+        return "" if self._gateway is None else self._gateway.log.read_text(errors="replace")[-n_chars:]
+
     # -- Redis and the network ----------------------------------------------------------------------------------------
 
     def redis(self) -> RedisServer:

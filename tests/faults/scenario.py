@@ -67,11 +67,11 @@ class Evidence:
 
     def since(self, step: str, until: str | None = None, *, skip_s: float = 0.0) -> Load:
         """The predictions that were due between two steps, or a while after the first."""
-        end = self.happened[until].began if until else float("inf")
+        end = self.happened[until].ended if until else float("inf")
         return self.desks.between(self.happened[step].ended + skip_s, end)
 
     def probed(self, probe: str, step: str, until: str | None = None, *, skip_s: float = 0.0) -> Load:
-        end = self.happened[until].began if until else float("inf")
+        end = self.happened[until].ended if until else float("inf")
         return self.probes.of(probe).between(self.happened[step].ended + skip_s, end)
 
 

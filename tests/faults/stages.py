@@ -77,5 +77,5 @@ def serving(
     gateway = lab.gateway(wanted, **how)
     arms = [*(["ray_serve"] if "RAY_ADDRESS" in environment else []), *([] if legacy == "off" else ["legacy"])]
     for arm in arms if wait_for is None else wait_for:
-        gateway.wait_for(arm, 90)
+        gateway.wait_for(arm, 40)
     return Floor(lab, gateway)

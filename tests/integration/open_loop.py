@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import random
+import ssl
 import subprocess
 import sys
 import time
@@ -40,6 +41,8 @@ class Stream(NamedTuple):
         connections: Kept alive and used in turn.
         fresh_share: Share of the requests that open a connection for themselves, 0..1.
         even: Evenly spaced instead of a Poisson process.
+        host: What the server is called in requests and, where there is TLS, in its certificate.
+        ca_file: The certificate to believe, PEM; none for a server without TLS.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Stream(NamedTuple):
     connections: int = 8
     fresh_share: float = 0.0
     even: bool = False
+    host: str = "127.0.0.1"
+    ca_file: str = ""
 
 
 class Plan(NamedTuple):
@@ -284,6 +289,10 @@ class Generator:
         self._idle: dict[str, deque[Connection]] = {stream.name: deque() for stream in plan.streams}
         self._requests = {stream.name: _request(stream, close=False) for stream in plan.streams}
         self._fresh_requests = {stream.name: _request(stream, close=True) for stream in plan.streams}
+        self._contexts = {
+            stream.name: ssl.create_default_context(cafile=stream.ca_file) if stream.ca_file else None
+            for stream in plan.streams
+        }
         self._results: list[Result] = []
         self.stopped = False
 
@@ -337,7 +346,13 @@ class Generator:
 
     async def _connect(self, stream: Stream, idle: deque[Connection] | None) -> Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: Connection(idle), "127.0.0.1", stream.port)
+        context = self._contexts[stream.name]
+        _, connection = await loop.create_connection(
+            lambda: Connection(idle),
+            *("127.0.0.1", stream.port),
+            ssl=context,
+            server_hostname=stream.host if context else None,
+        )
         return connection
 
 
@@ -370,7 +385,7 @@ def _times(stream: Stream, seconds: float, seed: int) -> Any:
 
 def _request(stream: Stream, *, close: bool) -> bytes:
     body = bytes.fromhex(stream.body_hex)
-    headers = {"Host": "127.0.0.1", **stream.headers, "Content-Length": str(len(body))}
+    headers = {"Host": stream.host, **stream.headers, "Content-Length": str(len(body))}
     if close:
         headers["Connection"] = "close"
     fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
