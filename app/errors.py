@@ -13,6 +13,7 @@ Below `/v2` the Open Inference Protocol rules: `{"error": …}`, and input error
     ├── InvalidInput          invalid-input         422   parsed, but not what is asked for
     ├── HeadTooLarge          head-too-large        431   more headers, or longer ones, than any client needs
     ├── RateLimited           quota-exceeded        429   the caller's limit
+    │   └── TooManyAtOnce     too-many-at-once      429   the caller's requests that are under way
     ├── TooManyFailures       too-many-failures     429   the address sent too many bad credentials
     ├── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
     └── IdentityUnavailable   identity-unavailable  503   no keys to judge tokens by are known yet
@@ -128,6 +129,12 @@ class HeadTooLarge(GatewayError):
 
 class RateLimited(GatewayError):
     status, code, title = 429, "quota-exceeded", "Your rate limit is used up"
+
+
+class TooManyAtOnce(RateLimited):
+    """The caller need not wait for a window to pass: any of its answers makes room."""
+
+    code, title = "too-many-at-once", "Too many of your requests are under way"
 
 
 class TooManyFailures(GatewayError):

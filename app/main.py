@@ -120,7 +120,7 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
             dialect,
             door=gateway.door,
             model=gateway.model,
-            limiter=gateway.limiter,
+            limits=gateway.limits,
             dispatcher=gateway.dispatcher,
             metrics=gateway.metrics,
             statistics=gateway.statistics,

@@ -455,8 +455,9 @@ class Settings(BaseSettings):
     def _check_redis(self) -> Settings:
         address = self.redis_address()
         if address is None:
-            if max(self.workers, self.instances) > 1:
-                raise ValueError("several workers or gateways share their limits and their state: set REDIS_URL")
+            for field in ("workers", "instances"):
+                if getattr(self, field) > 1:
+                    raise ValueError(f"{variable_of(field)}: more than one needs Redis for limits and state: set REDIS_URL")
             return self
         if address.password is not None and self.redis_password_file is not None:
             raise ValueError("REDIS_URL holds a password and GATEWAY_REDIS_PASSWORD_FILE is set; keep one")

@@ -6,8 +6,9 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from app.api.deps import Gateway
+from app.api.deps import Gateway, Service
 from app.backends.base import Backend
 from app.backends.breaker import Guarded
 from app.backends.in_process import InProcessBackend, RegistrySource
@@ -18,10 +19,14 @@ from app.drain import Drain
 from app.identity import build_identity
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
-from app.rate_limit import Counters, RateLimiter, SlidingWindowLimiter
+from app.rate_limit import Limits, RateLimiter
+from app.rate_limit.concurrency import Concurrency
+from app.rate_limit.memory import LocalLimiter, MinuteCounters
+from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, SecretFile, Settings, read_secret_file
+from app.shared.link import RedisLink
 
 
 def wire(
@@ -61,6 +66,7 @@ def wire(
         clock=clock,
         wall_clock=wall_clock,
     )
+    limiting = _limiting(settings, metrics, clock)
     return Gateway(
         backends=arms,
         dispatcher=Dispatcher(arms, fraction=rollout.fraction, sticky_key=sticky_key, clock=clock),
@@ -68,11 +74,11 @@ def wire(
         prober=prober,
         door=identity.door,
         key_sources=identity.sources,
-        limiter=_limiter(settings, clock),
+        limits=limiting.limits,
         metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
         drain=Drain(),
-        services=(*identity.sources.values(), *arms, prober),
+        services=(*limiting.services, *identity.sources.values(), *arms, prober),
         sticky_key=sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,
@@ -81,8 +87,42 @@ def wire(
     )
 
 
-def _limiter(settings: Settings, clock: Callable[[], float]) -> RateLimiter:
-    return SlidingWindowLimiter(Counters(clock), limit=settings.rate_limit)
+class _Limiting(NamedTuple):
+    """The limits, and what they need while the gateway serves."""
+
+    limits: Limits
+    services: Sequence[Service]
+
+
+def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> _Limiting:
+    local = MinuteCounters(clock)
+    concurrency = Concurrency(max(1, settings.max_concurrent // settings.workers))
+    link = _redis_link(settings)
+    if link is None:
+        predict, ops = (
+            LocalLimiter(local, limit=limit, policy=policy)
+            for policy, limit in (("predict", settings.rate_limit), ("ops", settings.ops_rate_limit))
+        )
+        return _Limiting(Limits(predict, ops, concurrency), ())
+    shared = SharedCounters(link, on_change=metrics.show_limits_local)
+
+    def limiter(policy: str, limit: int) -> RateLimiter:
+        part = max(1, limit // (settings.workers * settings.instances))
+        alone = LocalLimiter(local, limit=part, policy=policy, mode="local")
+        return SharedLimiter(shared, alone, limit=limit, policy=policy)
+
+    limits = Limits(limiter("predict", settings.rate_limit), limiter("ops", settings.ops_rate_limit), concurrency)
+    return _Limiting(limits, (shared,))
+
+
+def _redis_link(settings: Settings) -> RedisLink | None:
+    """A connection of its own to the shared Redis; None where there is none."""
+    address = settings.redis_address()
+    if address is None:
+        return None
+    password = None if settings.redis_password_file is None else SecretFile(settings.redis_password_file)
+    ca_file = None if settings.redis_ca_file is None else str(settings.redis_ca_file)
+    return RedisLink(address, password=password, ca_file=ca_file)
 
 
 def _arms(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> list[Backend]:

@@ -14,10 +14,11 @@ from app.auth import Door, Principal
 from app.backends.base import Backend
 from app.backends.probe import Prober
 from app.drain import Drain
-from app.errors import Forbidden
+from app.errors import Forbidden, RateLimited
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
-from app.rate_limit import RateLimiter
+from app.rate_limit import Allowance, Limits, RateLimiter
+from app.rollout.choice import hash_principal
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import Rollout
 from serve_app.contract import ModelNotFound
@@ -58,7 +59,7 @@ class Gateway:
     rollout: Rollout
     prober: Prober
     door: Door
-    limiter: RateLimiter
+    limits: Limits
     metrics: Metrics
     statistics: InferenceStatistics
     key_sources: Mapping[str, KeySource]
@@ -95,21 +96,42 @@ def require_model(principal: Principal, model: str) -> None:
         raise ModelNotFound("no such model")
 
 
+async def spend(limiter: RateLimiter, metrics: Metrics, account: str, cost: int) -> Allowance:
+    """Count `cost` against the account. Raises `RateLimited`."""
+    allowance = await limiter.spend(account, cost)
+    metrics.count_allowance(allowance.policy, allowance.mode, allowance.admitted)
+    if allowance.admitted:
+        return allowance
+    unit = "windows" if allowance.policy == "predict" else "requests"
+    raise RateLimited(
+        f"{allowance.limit} {unit} per {allowance.window_s} seconds are your limit",
+        headers={**allowance.headers(), "Retry-After": str(allowance.reset_s)},
+        members={"violated-policies": [allowance.policy]},
+    )
+
+
+async def _admit(request: Request, gateway: Gateway, scopes: Sequence[str]) -> Principal:
+    """Who asks, where that may be asked by them and so often. Raises `Unauthenticated`, `Forbidden`, `RateLimited`."""
+    principal = await gateway.door.admit(request.scope)
+    for scope in scopes:
+        require_scope(principal, scope)
+    account = hash_principal(gateway.sticky_key, principal.account)
+    await spend(gateway.limits.ops, gateway.metrics, account, 1)
+    return principal
+
+
 async def _authorize(
     request: Request,
     gateway: Annotated[Gateway, Depends(gateway_of)],
     scopes: SecurityScopes,
     _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],  # shows the scheme in OpenAPI
 ) -> Principal:
-    principal = await gateway.door.admit(request.scope)
-    for scope in scopes.scopes:
-        require_scope(principal, scope)
-    return principal
+    return await _admit(request, gateway, scopes.scopes)
 
 
 async def _authorize_scrape(request: Request, gateway: Annotated[Gateway, Depends(gateway_of)]) -> None:
     if not gateway.metrics_public:
-        require_scope(await gateway.door.admit(request.scope), "ops")
+        await _admit(request, gateway, ["ops"])
 
 
 GatewayDep = Annotated[Gateway, Depends(gateway_of)]

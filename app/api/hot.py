@@ -1,6 +1,6 @@
 """The hot path: one prediction request from its bytes to its answer's, the same for every protocol.
 
-    token ─ headers ─ body ─ `Dialect.read` ─ rate limit ─ rollout and backend ─ `Dialect.write`
+    token ─ headers ─ place ─ body ─ `Dialect.read` ─ rate limit ─ rollout and backend ─ `Dialect.write`
 
 The order is the path's defence: the token before the body, the body counted while it arrives, every window checked
 before any is counted against the caller's quota, and the quota before the model. A hot route is plain ASGI inside
@@ -19,15 +19,15 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import single_headers
-from app.api.deps import require_model, require_scope
+from app.api.deps import require_model, require_scope, spend
 from app.api.patience import Patience
 from app.auth import Door, Principal
 from app.backends.base import Call
-from app.errors import BadRequest, Forbidden, RateLimited, problem_of
+from app.errors import BadRequest, Forbidden, problem_of
 from app.observability.ledger import Ledger
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
-from app.rate_limit import Allowance, RateLimiter
+from app.rate_limit import Allowance, Limits
 from app.rollout.choice import hash_principal
 from app.rollout.dispatch import CANARY, STABLE, Dispatcher, Served
 from serve_app.contract import FloatArray, ModelNotFound, Options, ServingError
@@ -139,7 +139,7 @@ class HotPath:
         dialect: The protocol.
         door: Tells who asks.
         model: The one that is asked for here.
-        limiter: Counts windows per account.
+        limits: How much an account may ask for.
         dispatcher: Sends the call to its arm.
         metrics: Counts what came of it.
         statistics: Counts it by model version.
@@ -155,7 +155,7 @@ class HotPath:
         *,
         door: Door,
         model: str,
-        limiter: RateLimiter,
+        limits: Limits,
         dispatcher: Dispatcher,
         metrics: Metrics,
         statistics: InferenceStatistics,
@@ -168,7 +168,7 @@ class HotPath:
         self._header_names = _HEADERS | dialect.headers
         self._door = door
         self._model = model
-        self._limiter = limiter
+        self._limits = limits
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._statistics = statistics
@@ -199,14 +199,14 @@ class HotPath:
         wish = self._read_wish(headers, principal, ledger)
         account = hash_principal(self._sticky_key, principal.account)
         ledger.facts["principal"] = account
-        with Patience(self._left_s(wish)) as patience:
+        with self._limits.concurrency.place(account), Patience(self._left_s(wish)) as patience:
             asked = await self._dialect.read(scope, headers, receive)
             if asked.timeout_ms is not None:
                 deadline = ledger.started_at + asked.timeout_ms / 1e3
                 wish = replace(wish, deadline=min(wish.deadline, deadline))
                 patience.shorten(self._left_s(wish))
             ledger.close_stage("decode")
-            allowance = await self._spend(account, len(asked.windows))
+            allowance = await spend(self._limits.predict, self._metrics, account, len(asked.windows))
             ledger.close_stage("limit")
             patience.watch(receive)
             served = await self._predict(asked, wish, account, principal, ledger)
@@ -244,16 +244,6 @@ class HotPath:
         if key is None:
             raise BadRequest("X-Route-Key must have 1 to 255 visible ASCII characters")
         return key
-
-    async def _spend(self, account: str, windows: int) -> Allowance:
-        allowance = await self._limiter.spend(account, windows)
-        if allowance.admitted:
-            return allowance
-        raise RateLimited(
-            f"{allowance.limit} windows per {allowance.window_s} seconds are your limit",
-            headers={**allowance.headers(), "Retry-After": str(allowance.reset_s)},
-            members={"violated-policies": [allowance.policy]},
-        )
 
     async def _predict(self, asked: Asked, wish: Wish, account: str, principal: Principal, ledger: Ledger) -> Served:
         call = Call(

@@ -94,6 +94,15 @@ class Metrics:
             "gateway_key_reloads_total", "Sets of keys that were taken or refused", ["keys", "outcome"]
         )
         self._keys = gauge("gateway_keys", "Keys in force", ["keys"])
+        self._allowances = counter(
+            "gateway_rate_limit_decisions_total",
+            "Requests admitted or refused by a limit, by policy and by who counted",
+            ["policy", "mode", "outcome"],
+        )
+        self._allowance_series: dict[tuple[str, str, bool], Counter] = {}
+        self._limits_local = gauge(
+            "gateway_rate_limit_local", "1 while Redis is away and each worker counts alone", multiprocess_mode="max"
+        )
         self._http = counter(
             "http_requests_total", "Requests by method, route template and status", ["method", "handler", "status"]
         )
@@ -150,6 +159,18 @@ class Metrics:
     def count_retry(self, *, is_made: bool) -> None:
         """Count a group of windows that lost its replica: sent once more, or refused by the budget."""
         self._retries.labels("made" if is_made else "over-budget").inc()
+
+    def count_allowance(self, policy: str, mode: str, admitted: bool) -> None:
+        """Count what a limit decided; policy and mode are closed sets."""
+        key = policy, mode, admitted
+        if (series := self._allowance_series.get(key)) is None:
+            outcome = "admitted" if admitted else "refused"
+            series = self._allowance_series[key] = self._allowances.labels(policy, mode, outcome)
+        series.inc()
+
+    def show_limits_local(self, away: bool) -> None:
+        """Take over whether Redis is away, so that this worker counts alone."""
+        self._limits_local.set(away)
 
     def show_replicas(self, count: int, gpu_percent: Mapping[str, float]) -> None:
         """Take over how many replicas there are and how busy their devices, by `gpu_id`."""

@@ -1,0 +1,1 @@
+"""What several workers and gateways share: one Redis, asked in one way."""
