@@ -26,7 +26,7 @@ from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, SecretFile, Settings, read_secret_file
-from app.shared.link import RedisLink
+from app.shared.commands import Link
 
 
 def wire(
@@ -115,11 +115,13 @@ def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) 
     return _Limiting(limits, (shared,))
 
 
-def _redis_link(settings: Settings) -> RedisLink | None:
+def _redis_link(settings: Settings) -> Link | None:
     """A connection of its own to the shared Redis; None where there is none."""
     address = settings.redis_address()
     if address is None:
         return None
+    from app.shared.link import RedisLink  # noqa: PLC0415  # a gateway without Redis need not wait for its library
+
     password = None if settings.redis_password_file is None else SecretFile(settings.redis_password_file)
     ca_file = None if settings.redis_ca_file is None else str(settings.redis_ca_file)
     return RedisLink(address, password=password, ca_file=ca_file)

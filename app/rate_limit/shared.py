@@ -7,13 +7,13 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from limits.aio.storage.redis.bridge import RedisBridge
 
 from app.rate_limit import WINDOW_S, Allowance
 from app.rate_limit.memory import LocalLimiter
-from app.shared.link import BadKey, Command, RedisAway, Script
+from app.shared.commands import BadKey, Command, Link, RedisAway, Script
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,14 +43,6 @@ return {{admitted and 1 or 0, window[1], window[2], window[3], window[4]}}
 """
 )
 _CLEAR = Script("return redis.call('DEL', KEYS[1], KEYS[2])")
-
-
-class Link(Protocol):
-    """Asks Redis; see `RedisLink`."""
-
-    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]: ...
-
-    async def close(self) -> None: ...
 
 
 class Spent(NamedTuple):

@@ -7,7 +7,6 @@ for an answer, once per command; here everything that is asked at one time costs
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,8 +17,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from app.shared.address import RedisAddress
-
-Value = str | bytes | int
+from app.shared.commands import BadKey, Command, RedisAway
 
 # A peer that is gone without a word is given up by the kernel after so long; our own deadlines come first.
 _TCP_OPTIONS = {
@@ -28,50 +26,6 @@ _TCP_OPTIONS = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 10_000,
 }
-
-
-class RedisAway(Exception):
-    """Redis did not do what was asked, for whatever reason; the message says of which kind and holds no secret."""
-
-
-class BadKey(RedisAway):
-    """What a key holds is none of what we write there."""
-
-
-class Script:
-    """A script of one text that Redis keeps by its hash.
-
-    Args:
-        text: In Lua.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._hash = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    def call(self, keys: Sequence[str], args: Sequence[Value]) -> Command:
-        """The command that runs it."""
-        return Command(self, ("EVALSHA", self._hash, len(keys), *keys, *args))
-
-
-class Command:
-    """One command of a bundle.
-
-    Args:
-        script: The script that it runs, if it does.
-        words: As Redis takes them.
-    """
-
-    __slots__ = ("script", "words")
-
-    def __init__(self, script: Script | None, words: Sequence[Value]) -> None:
-        self.script = script
-        self.words = words
-
-    def in_full(self) -> Command:
-        """The same with the script's text, which Redis keeps from then on."""
-        assert self.script is not None, "only scripts are asked for again"
-        return Command(self.script, ("EVAL", self.script.text, *self.words[2:]))
 
 
 class RedisLink:
