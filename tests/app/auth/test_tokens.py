@@ -1,41 +1,37 @@
+"""Tokens: each form, header, claim and key that must not count, and what is remembered."""
+
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import json
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 from jose import jwk
 
 from app.auth import Key, KeySet, Principal, TokenVerifier, mint_token
-from app.auth.door import bearer_credential
-from app.errors import Unauthenticated
-
-SECRET = b"pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
-NOW = 1_800_000_000
-CLAIMS: dict[str, Any] = {
-    "iss": "sluice",
-    "aud": "sluice",
-    "sub": "desk-7",
-    "iat": NOW,
-    "exp": NOW + 600,
-    "scope": "predict ops",
-}
-HEADER = {"alg": "HS256", "typ": "JWT"}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = float(NOW)
-
-    def __call__(self) -> float:
-        return self.now
+from app.auth.jws import UnknownKey
+from app.errors import IdentityUnavailable, Unauthenticated
+from tests.app.auth.signing import (
+    CLAIMS,
+    HEADER,
+    NOW,
+    SECRET,
+    Clock,
+    claims_with,
+    ec_key,
+    encode,
+    issue,
+    key_of,
+    public_jwk,
+    rsa_key,
+    sign,
+    sign_with,
+    signing_input,
+    verifier_of,
+)
 
 
 @pytest.fixture
@@ -45,26 +41,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def verifier(clock: Clock) -> TokenVerifier:
-    return verifier_of(clock, {None: Key.hs256(SECRET)})
-
-
-def verifier_of(clock: Clock, keys: dict[str | None, Key], **options: Any) -> TokenVerifier:
-    return TokenVerifier(KeySet(keys), issuer="sluice", audience="sluice", wall_clock=clock, **options)
-
-
-def encode(part: bytes) -> str:
-    return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
-
-
-def sign(header: Any, claims: Any, secret: bytes = SECRET) -> str:
-    """A token with a right signature, whatever header and claims are; bytes are taken as they are."""
-    parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, claims)]
-    signing_input = ".".join(encode(part) for part in parts)
-    return f"{signing_input}.{encode(hmac.digest(secret, signing_input.encode(), hashlib.sha256))}"
-
-
-def claims_with(**changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in (CLAIMS | changes).items() if value is not ...}
+    return verifier_of(clock)
 
 
 def refused(verifier: TokenVerifier, token: str) -> bool:
@@ -104,9 +81,8 @@ def test_only_the_key_s_own_algorithm_counts(verifier: TokenVerifier, algorithm:
 
 @pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
 def test_another_hmac_is_refused_though_it_is_signed_rightly(verifier: TokenVerifier, algorithm: str) -> None:
-    token = jwk.construct(SECRET, algorithm)
-    signing_input = f"{encode(json.dumps(HEADER | {'alg': algorithm}).encode())}.{encode(json.dumps(CLAIMS).encode())}"
-    assert refused(verifier, f"{signing_input}.{encode(token.sign(signing_input.encode()))}")
+    message = signing_input(HEADER | {"alg": algorithm}, CLAIMS)
+    assert refused(verifier, f"{message}.{encode(jwk.construct(SECRET, algorithm).sign(message.encode()))}")
 
 
 def test_a_token_without_signature_is_refused(verifier: TokenVerifier) -> None:
@@ -119,38 +95,36 @@ def test_another_secret_is_refused(verifier: TokenVerifier) -> None:
     assert refused(verifier, sign(HEADER, CLAIMS, b"x" * 40))
 
 
-def test_a_public_key_s_bytes_sign_nothing(clock: Clock) -> None:
-    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    public = private.public_key()
-    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    verifier = verifier_of(clock, {"rsa": Key("RS256", jwk.construct(pem.decode(), "RS256"))})
+@pytest.mark.parametrize("private", [rsa_key(), ec_key()], ids=["RS256", "ES256"])
+def test_a_public_key_s_bytes_sign_nothing(clock: Clock, private: Any) -> None:
+    verifier = verifier_of(clock, {"k1": key_of(private)})
+    for secret in spellings_of(private.public_key(), public_jwk(private, "k1")):
+        for algorithm in ("HS256", "RS256", "ES256"):
+            assert refused(verifier, sign({"alg": algorithm, "kid": "k1"}, CLAIMS, secret))
+    assert verifier.verify(issue(private, "k1")).subject == "desk-7"
+
+
+def spellings_of(public: Any, row: dict[str, Any]) -> list[bytes]:
+    """The bytes under which a public key is known to the world."""
+    encoding, form = serialization.Encoding, serialization.PublicFormat
+    pem = public.public_bytes(encoding.PEM, form.SubjectPublicKeyInfo)
     spellings = [
         pem,
         pem.strip(),
-        public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo),
-        public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.PKCS1),
-        public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.PKCS1),
-        public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH),
-        json.dumps(jwk.construct(pem.decode(), "RS256").to_dict()).encode(),
+        pem.replace(b"\n", b"\r\n"),
+        public.public_bytes(encoding.DER, form.SubjectPublicKeyInfo),
+        public.public_bytes(encoding.OpenSSH, form.OpenSSH),
+        json.dumps(row).encode(),
+        json.dumps(row, separators=(",", ":")).encode(),
     ]
-    for secret in spellings:
-        for algorithm in ("HS256", "RS256"):
-            assert refused(verifier, sign({"alg": algorithm, "kid": "rsa"}, CLAIMS, secret))
-    key = jwk.construct(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ).decode(),
-        "RS256",
-    )
-    signing_input = (
-        f"{encode(json.dumps({'alg': 'RS256', 'kid': 'rsa'}).encode())}.{encode(json.dumps(CLAIMS).encode())}"
-    )
-    assert verifier.verify(f"{signing_input}.{encode(key.sign(signing_input.encode()))}").subject == "desk-7"
+    if row["kty"] == "RSA":
+        spellings += [public.public_bytes(kind, form.PKCS1) for kind in (encoding.PEM, encoding.DER)]
+    return spellings
 
 
 def test_secrets_and_public_keys_never_share_a_set() -> None:
     with pytest.raises(ValueError, match="never both"):
-        KeySet({None: Key.hs256(SECRET), "rsa": Key("RS256", None)})
+        KeySet({None: Key.hs256(SECRET), "rsa": key_of(rsa_key())})
 
 
 @pytest.mark.parametrize(
@@ -314,7 +288,7 @@ def test_one_token_has_one_spelling(verifier: TokenVerifier) -> None:
 
 @given(st.text(max_size=200) | st.from_regex(r"[\w-]{1,80}\.[\w-]{1,80}\.[\w-]{1,80}"))
 def test_no_text_makes_the_verifier_fail_otherwise(text: str) -> None:
-    assert refused(verifier_of(Clock(), {None: Key.hs256(SECRET)}), text)
+    assert refused(verifier_of(Clock()), text)
 
 
 @given(st.data())
@@ -322,7 +296,7 @@ def test_a_changed_character_is_refused(data: st.DataObject) -> None:
     token = sign(HEADER, CLAIMS)
     at = data.draw(st.integers(0, len(token) - 1))
     other = data.draw(st.characters(codec="utf-8").filter(lambda character: character != token[at]))
-    assert refused(verifier_of(Clock(), {None: Key.hs256(SECRET)}), token[:at] + other + token[at + 1 :])
+    assert refused(verifier_of(Clock()), token[:at] + other + token[at + 1 :])
 
 
 def test_a_remembered_token_still_expires(verifier: TokenVerifier, clock: Clock) -> None:
@@ -341,7 +315,7 @@ def test_a_remembered_token_is_not_verified_again(clock: Clock) -> None:
     calls: list[bytes] = []
     really = counting.verify
     counting.verify = lambda message, signature: (calls.append(message), really(message, signature))[1]
-    verifier = verifier_of(clock, {None: Key("HS256", counting)}, cache_size=2)
+    verifier = verifier_of(clock, {None: Key("HS256", counting, 32)}, cache_size=2)
     tokens = [sign(HEADER, claims_with(sub=name)) for name in ("a", "b", "c")]
     for _ in range(3):
         verifier.verify(tokens[0])
@@ -362,19 +336,90 @@ def test_refused_tokens_are_not_remembered(verifier: TokenVerifier, clock: Clock
     assert not refused(verifier, early)
 
 
-@pytest.mark.parametrize(
-    "values", [[], [b""], [b"Basic abc"], [b"Bearer a", b"Bearer a"], [b"Bearer " + b"a" * 5000], [b"abc"]]
-)
-def test_only_one_bearer_header_counts(values: list[bytes]) -> None:
-    with pytest.raises(Unauthenticated):
-        bearer_credential(values)
-
-
-def test_the_scheme_s_case_does_not_matter() -> None:
-    assert bearer_credential([b"bEARER abc"]) == "abc"
-
-
 def test_tenants_share_and_subjects_do_not() -> None:
     assert Principal("a", "fund").account == Principal("b", "fund").account
     assert Principal("a").account != Principal("b").account
     assert Principal("fund").account != Principal("x", "fund").account
+
+
+@pytest.mark.parametrize("private", [rsa_key(), ec_key()], ids=["RS256", "ES256"])
+def test_a_key_pair_s_tokens_count_for_its_own_id_and_algorithm_alone(clock: Clock, private: Any) -> None:
+    other = rsa_key(name="other") if private is ec_key() else ec_key("other")
+    verifier = verifier_of(clock, {"k1": key_of(private), "k2": key_of(other)})
+    assert not refused(verifier, issue(private, "k1"))
+    assert refused(verifier, issue(private, "k2"))
+    assert refused(
+        verifier, sign_with(private, {"alg": "RS256" if private is ec_key() else "ES256", "kid": "k1"}, CLAIMS)
+    )
+    assert refused(verifier, sign_with(private, {"alg": "RS256" if private is rsa_key() else "ES256"}, CLAIMS))
+
+
+def test_an_unknown_key_is_told_apart_for_those_who_can_look_for_it(clock: Clock) -> None:
+    with pytest.raises(UnknownKey):
+        verifier_of(clock, {"k1": key_of(ec_key())}).verify(issue(ec_key("new"), "k2"))
+
+
+def test_without_keys_a_token_is_neither_right_nor_wrong_but_nonsense_stays_wrong(clock: Clock) -> None:
+    verifier = TokenVerifier(None, issuer="sluice", audience="sluice", wall_clock=clock)
+    with pytest.raises(IdentityUnavailable):
+        verifier.verify(issue(ec_key(), "k1"))
+    assert refused(verifier, "nonsense")
+    verifier.replace_keys(KeySet({"k1": key_of(ec_key())}))
+    assert not refused(verifier, issue(ec_key(), "k1"))
+
+
+def test_new_keys_forget_what_old_ones_have_verified(clock: Clock) -> None:
+    old, new = issue(ec_key("old"), "old"), issue(ec_key("new"), "new")
+    verifier = verifier_of(clock, {"old": key_of(ec_key("old"))})
+    assert not refused(verifier, old)
+    verifier.replace_keys(KeySet({"old": key_of(ec_key("old")), "new": key_of(ec_key("new"))}))
+    assert not refused(verifier, old)
+    assert not refused(verifier, new)
+    verifier.replace_keys(KeySet({"new": key_of(ec_key("new"))}))
+    assert refused(verifier, old)
+    assert not refused(verifier, new)
+
+
+def test_a_key_counts_from_its_beginning_to_its_end_whatever_the_token_says(clock: Clock) -> None:
+    key = Key.es256(ec_key().public_key(), not_before=NOW + 10, not_after=NOW + 20)
+    verifier = verifier_of(clock, {"k1": key})
+    token = issue(ec_key(), "k1")
+    for now, counts in ((9.9, False), (10, True), (19.9, True), (20, False), (15, True)):
+        clock.now = NOW + now
+        assert refused(verifier, token) is not counts
+
+
+def test_the_list_of_models_is_taken_over(verifier: TokenVerifier) -> None:
+    assert verifier.verify(sign(HEADER, claims_with(models=["cnn_lstm", "b"]))).models == {"cnn_lstm", "b"}
+    assert verifier.verify(sign(HEADER, CLAIMS)).models is None
+    assert verifier.verify(sign(HEADER, claims_with(models=[]))).models == frozenset()
+
+
+@pytest.mark.parametrize("models", [None, "cnn_lstm", {"cnn_lstm": 1}, [1], [None], ["../x"], ["X"], [""], ["a"] * 65])
+def test_a_list_of_models_that_is_none_is_refused(verifier: TokenVerifier, models: Any) -> None:
+    assert refused(verifier, sign(HEADER, claims_with(models=models)))
+
+
+@given(
+    at=st.lists(st.floats(NOW - 200_000, NOW + 200_000), min_size=1, max_size=6),
+    iat=st.integers(NOW - 100, NOW + 100),
+    nbf=st.integers(NOW - 200, NOW + 200),
+    lifetime=st.integers(1, 300),
+)
+def test_remembering_changes_no_verdict_however_the_clock_jumps(
+    at: list[float], iat: int, nbf: int, lifetime: int
+) -> None:
+    """The same token at the same time of day is judged alike by a verifier that knows it and one that does not."""
+    clock = Clock()
+    remembering = verifier_of(clock)
+    token = sign(HEADER, claims_with(iat=iat, nbf=nbf, exp=iat + lifetime))
+    for clock.now in [float(iat), *at, float(iat), *at]:
+        assert refused(remembering, token) == refused(verifier_of(clock), token)
+
+
+def test_a_clock_set_back_does_not_bring_a_token_s_time_forward(verifier: TokenVerifier, clock: Clock) -> None:
+    token = sign(HEADER, CLAIMS)
+    assert not refused(verifier, token)
+    for years in (-10, 10):
+        clock.now = NOW + years * 31_557_600
+        assert refused(verifier, token)
