@@ -20,6 +20,7 @@ class Recorded:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
     is_whole: bool = False
+    is_answered: bool = False  # and the answer has left
 
     def header(self, name: str) -> list[str]:
         """Every value of the header of this name."""
@@ -61,7 +62,12 @@ class _Connection(asyncio.Protocol):
         self._request.method = self._parser.get_method().decode()
         self._request.is_whole = True
         if self._recorder.answer is not None:
+            self._transport.set_write_buffer_limits(0)
             self._transport.write(self._recorder.answer)
+            self._request.is_answered = not self._transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        self._request.is_answered = True
 
 
 class Recorder:
