@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from app.http_protocol import HttpProtocol
 from app.observability.logs import LineWriter, logging_to
 from app.parent import end_with_parent
 from app.settings import Settings
@@ -110,7 +111,7 @@ def _config(settings: Settings, log_file: Path | None) -> uvicorn.Config:
         workers=settings.workers,
         host=settings.host,
         port=settings.port,
-        http="httptools",  # the strictest of uvicorn's two parsers about message framing
+        http=HttpProtocol,
         loop="uvloop",
         ws="none",
         access_log=False,

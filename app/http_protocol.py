@@ -1,0 +1,71 @@
+"""HTTP/1.1 as uvicorn speaks it with its stricter parser, with heads that end and refusals in our own form."""
+
+from __future__ import annotations
+
+import os
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.errors import PROBLEM_JSON, BadRequest, GatewayError, HeadTooLarge, problem_of
+
+# The parser itself takes a head of any size. A client that sends its head in one go may have sent four times as much.
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection.
+
+    What is no HTTP, or the head of a request that does not end, is refused here: no request comes of it, so nothing
+    behind the server ever sees it.
+    """
+
+    _unfinished_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; give up on a client that keeps sending and never completes anything."""
+        self._unfinished_bytes += len(data)
+        super().data_received(data)
+        if self._unfinished_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(HeadTooLarge())
+
+    def on_message_begin(self) -> None:
+        self._unfinished_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._unfinished_bytes = 0
+        super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header of the head; one behind a body in chunks would change what was already read and judged."""
+        if self.cycle is None or self.cycle.scope is not self.scope:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._unfinished_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unfinished_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser could not read; its own words stay here."""
+        self._refuse(BadRequest("this is not an HTTP/1.1 request"))
+
+    def _refuse(self, error: GatewayError) -> None:
+        cycle = self.cycle
+        if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
+            self.transport.write(_answer(error))
+        self.transport.close()  # in the midst of an answer, a second one would be taken for a part of it
+
+
+def _answer(error: GatewayError) -> bytes:
+    problem = problem_of(error)
+    request_id = os.urandom(16).hex()
+    body = problem.body(request_id)
+    head = (
+        f"content-type: {PROBLEM_JSON}\r\ncontent-length: {len(body)}\r\nx-content-type-options: nosniff\r\n"
+        f"cache-control: no-store\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+    )
+    return STATUS_LINE[problem.status] + head.encode() + body

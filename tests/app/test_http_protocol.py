@@ -1,0 +1,209 @@
+"""Raw bytes against a real server: what the parser refuses, and what it would take without end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+from httptools import HttpRequestParser
+from uvicorn.server import ServerState
+
+from app.errors import PROBLEM_JSON
+from app.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from app.settings import Settings
+from app.workers import _config
+
+
+class Recorder:
+    """An application that reads a body and answers what it saw."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+        self.bodies.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def app() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def port(app: Recorder) -> AsyncIterator[int]:
+    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: HttpProtocol(config, state, {}), "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for connection in list(state.connections):
+        connection.transport.abort()
+    await asyncio.sleep(0)
+
+
+async def ask(port: int, *parts: bytes) -> bytes:
+    """Send the parts one after another; all that comes back until the server closes or says nothing for a while."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reading = asyncio.create_task(read_all(reader))
+    with contextlib.suppress(ConnectionError):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.001)  # whoever is cut off in the midst of sending may lose the answer
+            if reading.done():
+                break
+    answer = await reading
+    writer.close()
+    return answer
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    answer = b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        while part := await asyncio.wait_for(reader.read(65536), 0.5):
+            answer += part
+    return answer
+
+
+def problem(answer: bytes) -> dict[str, Any]:
+    """The one refusal that an answer consists of."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 4") == 1
+    assert f"content-type: {PROBLEM_JSON}".encode() in head
+    assert b"connection: close" in head
+    assert b"nosniff" in head
+    assert len(body) <= 4096
+    return json.loads(body)
+
+
+HOST = b"Host: a\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n\x00\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"QX-MARK / HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /qx-mark HTTP/9.9\r\n" + HOST + b"\r\n",
+        b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET / HTTP/1.1\n" + b"Host: a\n\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b" folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"X : a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"X\x00: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"X: a\x00b\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: +5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5, 5\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999999999999\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_a_400_problem_that_quotes_nothing(app: Recorder, port: int, request_: bytes) -> None:
+    document = problem(await ask(port, request_))
+    assert document["status"] == 400
+    assert "qx-mark" not in json.dumps(document).lower()
+    assert app.bodies == []
+
+
+@pytest.mark.parametrize(
+    "bad_chunk", [b"-1\r\nx\r\n", b"0x1\r\nx\r\n", b"g\r\nx\r\n", b"1\r\nxy\r\n", b"1" * 20 + b"\r\n"]
+)
+async def test_a_body_that_breaks_off_in_nonsense_is_never_taken_for_whole(
+    app: Recorder, port: int, bad_chunk: bytes
+) -> None:
+    head = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert b" 200 " not in await ask(port, head, bad_chunk + b"0\r\n\r\n")
+    assert app.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("beginning", "more"),
+    [
+        (b"GET /", b"a" * 4096),
+        (b"GET / HTTP/1.1\r\nX: ", b"a" * 4096),
+        (b"GET / HTTP/1.1\r\n", b"X: a\r\n" * 700),
+        (b"GET / HTTP/1.1\r\n", b"a" * 4096),
+    ],
+)
+async def test_a_head_that_does_not_end_is_431(app: Recorder, port: int, beginning: bytes, more: bytes) -> None:
+    document = problem(await ask(port, beginning, *[more] * 200))
+    assert document["status"] == 431
+    assert app.scopes == []
+
+
+async def test_a_long_head_that_ends_is_taken(app: Recorder, port: int) -> None:
+    value = b"v" * (MAX_HEAD_BYTES // 2)
+    head = b"GET / HTTP/1.1\r\n" + HOST + b"X: " + value
+    assert b" 200 " in await ask(port, head[:20], head[20:9000], head[9000:], b"\r\n\r\n")
+    assert (b"x", value) in app.scopes[0]["headers"]
+
+
+async def test_long_bodies_and_pipelined_requests_are_no_head(app: Recorder, port: int) -> None:
+    body = b"b" * (4 * MAX_HEAD_BYTES)
+    request = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    three = request * 3
+    parts = [three[start : start + 50_001] for start in range(0, len(three), 50_001)]
+    assert (await ask(port, *parts)).count(b" 200 ") == 3
+    assert app.bodies == [body] * 3
+
+
+CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+
+
+async def test_what_follows_a_body_in_chunks_joins_no_headers(app: Recorder, port: int) -> None:
+    assert b" 200 " in await ask(port, CHUNKED, b"0\r\nAuthorization: Bearer x\r\nHost: b\r\n\r\n")
+    assert [name for name, _ in app.scopes[0]["headers"]] == [b"host", b"transfer-encoding"]
+
+
+@pytest.mark.parametrize("more", [b"X: a\r\n" * 700, b"a" * 4096])
+async def test_headers_behind_a_body_end_or_the_connection_does(app: Recorder, port: int, more: bytes) -> None:
+    assert problem(await ask(port, CHUNKED, b"0\r\n", *[more] * 200))["status"] == 431
+    assert app.bodies == []
+
+
+async def test_a_chunk_that_only_describes_itself_ends_the_connection(app: Recorder, port: int) -> None:
+    assert problem(await ask(port, CHUNKED, b"1;", *[b"a" * 4096] * 200))["status"] == 431
+    assert app.bodies == []
+
+
+async def test_nonsense_behind_a_request_never_makes_a_second_answer_to_it(app: Recorder, port: int) -> None:
+    good = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+    for parts in ([good + b"\x00nonsense"], [good + good + b"\x00"], [good, b"\x00"]):
+        answer = await ask(port, *parts)
+        assert answer.count(b"HTTP/1.1 200") <= parts[0].count(b"GET")
+        assert answer.count(b"HTTP/1.1 4") <= 1
+        assert not answer.partition(b"HTTP/1.1 4")[2].count(b"HTTP/1.1 200")
+
+
+def test_workers_speak_it_with_the_strict_parser(settings: Settings) -> None:
+    config = _config(settings, None)
+    config.load()
+    assert config.http_protocol_class is HttpProtocol
+    config.app = config.loaded_app = Recorder()
+    protocol = HttpProtocol(config, ServerState(), {}, asyncio.new_event_loop())
+    assert isinstance(protocol.parser, HttpRequestParser)
+    protocol.loop.close()
