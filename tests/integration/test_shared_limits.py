@@ -1,0 +1,242 @@
+"""Limits counted in a real Redis, and everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from app.rate_limit import Allowance
+from app.rate_limit.memory import LocalLimiter, MinuteCounters
+from app.rate_limit.shared import SharedCounters, SharedLimiter
+from app.shared.address import parse_redis_url
+from app.shared.link import RedisLink
+from tests.faults.toxic import CLEAN, ToxicProxy, Toxics
+from tests.integration.redis_server import RedisServer
+
+pytestmark = pytest.mark.integration
+
+LIMIT = 100
+WORKERS = 2
+KEY = "sluice:limit:{predict/desk}"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+class Worker:
+    """What one gateway process does to keep a limit."""
+
+    def __init__(self, url: str, probe_period_s: float, limit: int = LIMIT) -> None:
+        self.changes: list[bool] = []
+        self.counters = SharedCounters(
+            RedisLink(parse_redis_url(url)), on_change=self.changes.append, probe_period_s=probe_period_s
+        )
+        local = LocalLimiter(MinuteCounters(), limit=limit // WORKERS, mode="local")
+        self._limiter = SharedLimiter(self.counters, local, limit=limit)
+
+    async def spend(self, cost: int = 1, account: str = "desk") -> Allowance:
+        return await self._limiter.spend(account, cost)
+
+    async def timed(self) -> tuple[str, float]:
+        began = time.perf_counter()
+        allowance = await self.spend()
+        return allowance.mode, time.perf_counter() - began
+
+    async def settled(self, *, away: bool, within_s: float = 5.0) -> None:
+        async with asyncio.timeout(within_s):
+            while self.counters.is_away != away:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def worker_on(url: str, probe_period_s: float = 0.05, limit: int = LIMIT) -> AsyncIterator[Worker]:
+    worker = Worker(url, probe_period_s, limit)
+    await worker.counters.start()
+    try:
+        yield worker
+    finally:
+        await worker.counters.stop()
+
+
+async def test_two_workers_admit_the_limit_between_them_and_a_third_started_later_nothing(redis: RedisServer) -> None:
+    async with worker_on(redis.url) as one, worker_on(redis.url) as two:
+        spent = await asyncio.gather(*(worker.spend() for _ in range(LIMIT) for worker in (one, two)))
+        assert sum(allowance.admitted for allowance in spent) == LIMIT
+        assert {allowance.mode for allowance in spent} == {"shared"}
+    async with worker_on(redis.url) as restarted:
+        assert not (await restarted.spend()).admitted
+
+
+async def test_what_is_told_of_the_quota_is_what_redis_holds(redis: RedisServer) -> None:
+    async with worker_on(redis.url) as worker:
+        await worker.spend(60)
+        allowance = await worker.spend(30)
+        assert (allowance.admitted, allowance.limit, allowance.remaining) == (True, LIMIT, 10)
+        refused = await worker.spend(11)
+        assert (refused.admitted, refused.remaining) == (False, 10)
+        assert 55 <= refused.reset_s <= 70  # all of it was spent just now; a second later nearly a window is left
+        assert (await worker.spend(10)).admitted
+        assert (await worker.spend(10, account="other")).remaining == 90
+
+
+async def test_absent_at_the_start_redis_is_waited_for_by_nobody_and_used_when_it_comes(redis: RedisServer) -> None:
+    redis.kill()
+    began = time.perf_counter()
+    async with worker_on(redis.url, probe_period_s=0.5) as worker:
+        mode, _ = await worker.timed()
+        assert mode == "local"
+        assert time.perf_counter() - began < 0.5
+        redis.start()
+        await worker.settled(away=False, within_s=5)
+        assert (await worker.spend()).mode == "shared"
+
+
+async def test_killed_redis_fails_no_request_and_is_used_again_within_five_seconds(redis: RedisServer) -> None:
+    async with worker_on(redis.url, probe_period_s=0.5) as worker:
+        assert (await worker.spend(10)).mode == "shared"
+        redis.kill()
+        modes = {(await worker.timed())[0] for _ in range(20)}
+        assert modes == {"local"}
+        redis.start()
+        await worker.settled(away=False, within_s=5)
+        assert (await worker.spend()).mode == "shared"
+        assert worker.changes == [True, False]
+
+
+async def test_hung_redis_costs_three_requests_fifty_milliseconds_and_the_others_next_to_nothing(
+    redis: RedisServer,
+) -> None:
+    async with worker_on(redis.url, limit=100_000) as worker:
+        await asyncio.gather(*(worker.spend() for _ in range(64)))
+        redis.hang()
+        try:
+            first = await asyncio.gather(*(worker.timed() for _ in range(64)))
+            later = [await worker.timed() for _ in range(200)]
+        finally:
+            redis.resume()
+        assert {mode for mode, _ in first + later} == {"local"}
+        assert sum(seconds > 0.03 for _, seconds in first + later) <= 3
+        assert max(seconds for _, seconds in first) < 0.15  # 0.05, and a margin for a busy machine
+        await worker.settled(away=False)
+        assert (await worker.spend()).mode == "shared"
+
+
+async def test_one_request_after_the_other_no_more_than_three_wait_for_a_hung_redis(redis: RedisServer) -> None:
+    async with worker_on(redis.url) as worker:
+        await worker.spend()
+        redis.hang()
+        try:
+            seconds = [(await worker.timed())[1] for _ in range(20)]
+        finally:
+            redis.resume()
+        assert sum(each > 0.01 for each in seconds) <= 3
+
+
+@pytest.mark.parametrize(
+    "toxics", [Toxics(latency_s=0.2), Toxics(blackhole=True), Toxics(reset=True), Toxics(limit_bytes=7)]
+)
+async def test_a_bad_network_is_an_outage_until_it_is_good_again(redis: RedisServer, toxics: Toxics) -> None:
+    with contextlib.closing(ToxicProxy(redis.port)) as proxy:
+        async with worker_on(f"redis://127.0.0.1:{proxy.port}") as worker:
+            assert (await worker.spend()).mode == "shared"
+            proxy.toxics = toxics
+            timed = [await worker.timed() for _ in range(20)]
+            assert timed[-1][0] == "local"
+            assert sum(seconds > 0.02 for _, seconds in timed) <= 3
+            await asyncio.sleep(0.6)
+            assert worker.counters.is_away
+            proxy.toxics = CLEAN
+            await worker.settled(away=False)
+            assert (await worker.spend()).mode == "shared"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+        (("CONFIG", "SET", "requirepass", "another"), None),
+        (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
+    ],
+    ids=["full", "a copy that may not be written", "another password", "too few replicas"],
+)
+async def test_redis_that_answers_but_does_not_count_is_an_outage(
+    redis: RedisServer, before: tuple[str, ...], after: tuple[str, ...] | None
+) -> None:
+    async with worker_on(redis.url) as worker:
+        assert (await worker.spend()).mode == "shared"
+        redis.say("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # passwords are asked of new connections
+        assert redis.say(*before).startswith("+OK")
+        assert (await worker.spend()).mode == "local"
+        await asyncio.sleep(0.3)
+        assert worker.counters.is_away
+        if after is not None:
+            assert redis.say(*after).startswith("+OK")
+            await worker.settled(away=False)
+            assert (await worker.spend()).mode == "shared"
+
+
+@pytest.mark.parametrize("suffix", ["", "/-1"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        ("SET", "KEY", "garbage"),
+        ("SET", "KEY", "-7"),
+        ("SET", "KEY", "5"),
+        ("SET", "KEY", "1e3", "PX", "90000"),
+        ("LPUSH", "KEY", "a"),
+        ("HSET", "KEY", "a", "b"),
+    ],
+    ids=["no number", "a negative one", "one that never ends", "a float", "a list", "a hash"],
+)
+async def test_a_wrong_value_costs_one_request_its_count_and_is_mended(
+    redis: RedisServer, write: tuple[str, ...], suffix: str
+) -> None:
+    async with worker_on(redis.url) as worker:
+        redis.say(*(KEY + suffix if word == "KEY" else word for word in write))
+        allowances = [await worker.spend() for _ in range(4)]
+        assert all(allowance.admitted for allowance in allowances)
+        assert allowances[-1].mode == "shared"
+        assert allowances[-1].remaining >= LIMIT - 4
+        assert not worker.counters.is_away
+        assert (await worker.spend(account="other")).mode == "shared"
+
+
+async def test_forgotten_scripts_and_keys_are_no_outage(redis: RedisServer) -> None:
+    async with worker_on(redis.url, limit=100_000) as worker:
+
+        async def forget() -> None:
+            for word in ("SCRIPT", "FLUSHALL") * 20:
+                await asyncio.to_thread(redis.say, word, *(["FLUSH"] if word == "SCRIPT" else []))
+
+        async def spend() -> set[str]:
+            return {(await worker.spend()).mode for _ in range(300)}
+
+        modes, *_ = await asyncio.gather(spend(), spend(), forget())
+        assert modes == {"shared"}
+
+
+async def test_a_socket_and_a_password_from_a_file_that_changes(tmp_path: Path) -> None:
+    passwords = [b"first-password"]
+    with RedisServer(tmp_path, "--requirepass", "first-password") as redis:
+        link = RedisLink(parse_redis_url(f"unix://{redis.socket}?db=3"), password=lambda: passwords[-1])
+        counters = SharedCounters(link, probe_period_s=0.05)
+        await counters.start()
+        assert not counters.is_away
+        redis.kill()
+        assert await counters.spend("a", 10, 1) is None
+        passwords.append(b"second-password")
+        with RedisServer(tmp_path, "--requirepass", "second-password"):
+            async with asyncio.timeout(5):
+                while counters.is_away:
+                    await asyncio.sleep(0.01)
+        await counters.stop()
