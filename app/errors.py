@@ -213,6 +213,7 @@ _SERVING: dict[str, tuple[int, str, str, str]] = {
         "Too much work at once",
         "the queue is full and the request was shed; try again shortly",
     ),
+    "out-of-memory": (503, "out-of-memory", "Out of memory", "the model's device has no memory now; try again shortly"),
     "replica-lost": (503, "replica-lost", "The model was lost", "the replica that held the request died; try again"),
 }
 
@@ -240,9 +241,15 @@ def _serving_problem(error: ServingError) -> Problem:
     return Problem(status, code, title, detail if status >= 500 else error.detail, headers)
 
 
+_RETRY_AFTER_S = {"overloaded": (1, 2), "out-of-memory": (1,)}
+
+
 def _retry_after(code: str) -> str:
-    """Seconds; shed callers are spread over two seconds, and a backend that is away needs longer to be back."""
-    return str(random.choice((1, 2)) if code == "overloaded" else 5)  # noqa: S311  # jitter, not a secret
+    """Seconds, at random, so that callers who were refused together do not come back together.
+
+    Shed callers are spread over two seconds; a backend that is away needs five to be back.
+    """
+    return str(random.choice(_RETRY_AFTER_S.get(code, (5, 6, 7))))  # noqa: S311  # jitter, not a secret
 
 
 _HTTP_ERRORS: dict[int, type[GatewayError]] = {

@@ -17,7 +17,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from serve_app.contract import DeadlineExceeded, FloatArray, ModelFailed, Options, Overloaded, Prediction
+from serve_app.contract import (
+    DeadlineExceeded,
+    FloatArray,
+    ModelFailed,
+    Options,
+    Overloaded,
+    Prediction,
+    ServingError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +143,7 @@ class DrainQueue:
             Overloaded: The queue is full.
             DeadlineExceeded: The deadline passed first; what had not started was not run.
             ModelFailed: The forward pass raised, for this call by itself too.
+            ServingError: What the model raised of that kind.
         """
         now = self._clock()
         if now >= deadline:
@@ -205,6 +214,10 @@ class DrainQueue:
         started = self._clock()
         try:
             answer = await self._forward(batch)
+        except ServingError as error:  # the model has tried what there is to try, and says what came of it
+            for part in batch:
+                part.job.fail(type(error)(error.detail))
+            return
         except Exception:
             await self._answer_singly(batch)
             return

@@ -15,7 +15,8 @@ The failures, and the HTTP status that the gateway gives each (`app/errors.py` h
     └── Unavailable           this arm cannot answer now                                 503
         ├── NotReady          no cluster, no replica, or still loading
         ├── Overloaded        its bounded queue is full: shed, never retried elsewhere
-        └── ReplicaLost       the process that held the call died
+        ├── ReplicaLost       the process that held the call died
+        └── OutOfMemory       the model's device has no memory for the batch
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ class ReplicaLost(Unavailable):
     code = "replica-lost"
 
 
+class OutOfMemory(Unavailable):
+    code = "out-of-memory"
+
+
 # Errors cross process borders as (code, detail); this is the way back.
 ERRORS_BY_CODE: dict[str, type[ServingError]] = {
     error.code: error
@@ -107,6 +112,7 @@ ERRORS_BY_CODE: dict[str, type[ServingError]] = {
         NotReady,
         Overloaded,
         ReplicaLost,
+        OutOfMemory,
     )
 }
 

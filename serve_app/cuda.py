@@ -94,6 +94,10 @@ def _start_copy(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
+# What PyTorch and numpy raise where a device has no memory left.
+OUT_OF_MEMORY: tuple[type[Exception], ...] = (torch.OutOfMemoryError, MemoryError)
+
+
 def release_memory(device: str) -> None:
     """Give the memory of unloaded models back to the GPU; call it once nothing refers to them any more."""
     if is_cuda(device):

@@ -35,6 +35,7 @@ from serve_app.contract import (
 )
 from serve_app.cuda import memory_report, release_memory, utilization_percent
 from serve_app.engine import WITHOUT_ARTEFACT, Engine, load_engine
+from serve_app.engine.halving import HalvingEngine, Shortages
 from serve_app.registry import RegistryError, open_registry
 from serve_app.serve_config import DEPLOYMENT_NAME, MAX_ONGOING_REQUESTS, QueueLimits, ServedModel
 
@@ -43,8 +44,8 @@ logger = logging.getLogger("ray.serve")
 DEFAULT_BUDGET_S = 2.0  # of a call that names none
 
 
-class ReplicaStalled(Exception):
-    """The model has made no progress while work waited; Serve replaces the replica."""
+class ReplicaUnfit(Exception):
+    """The model makes no progress while work waits, or has no memory for it; Serve replaces the replica."""
 
 
 @serve.deployment(
@@ -71,6 +72,7 @@ class CNNLSTMPredictor:
         self._served: ServedModel | None = None
         self._rejected: dict[str, str] | None = None
         self._loading = asyncio.Lock()
+        self._shortages = Shortages()
         self._requests = self._windows = 0
         self._processing_s = 0.0
         self._errors: Counter[str] = Counter()
@@ -89,7 +91,7 @@ class CNNLSTMPredictor:
                 self._rejected = None  # whoever asks for the old version again has taken the other one back
                 return
             try:
-                engine = await asyncio.to_thread(_load, served)
+                engine = await asyncio.to_thread(_load, served, self._shortages)
             except Exception as error:
                 if self._engine is None:
                     raise
@@ -154,7 +156,7 @@ class CNNLSTMPredictor:
 
         Raises:
             InvalidWindows: The bytes are no windows, or hold values that the model does not take.
-            NotReady, Overloaded, DeadlineExceeded, ModelFailed: As the names say.
+            NotReady, Overloaded, DeadlineExceeded, OutOfMemory, ModelFailed: As the names say.
         """
         deadline = self._clock() + budget_s
         async with self._counted(n_requests):
@@ -183,9 +185,11 @@ class CNNLSTMPredictor:
         }
 
     async def check_health(self) -> None:
-        """Raise when the model makes no progress although there is work for it."""
+        """Raise when the model makes no progress although there is work for it, or has often had no memory of late."""
+        if self._shortages.are_many:
+            raise ReplicaUnfit("the model's device was out of memory again and again")
         if self._queue.stalled_s > self._limits.stall_s:
-            raise ReplicaStalled(f"no batch was finished for {self._queue.stalled_s:.1f} s while calls waited")
+            raise ReplicaUnfit(f"no batch was finished for {self._queue.stalled_s:.1f} s while calls waited")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy reads."""
@@ -231,7 +235,7 @@ def build(args: dict[str, Any]) -> Application:
 cnn_lstm_deployment = build({})
 
 
-def _load(served: ServedModel) -> Engine:
+def _load(served: ServedModel, shortages: Shortages) -> Engine:
     artefact = None
     if served.engine not in WITHOUT_ARTEFACT:
         key_file = None if served.registry_key_path is None else Path(served.registry_key_path)
@@ -246,7 +250,7 @@ def _load(served: ServedModel) -> Engine:
         fault_file=None if served.fault_file is None else Path(served.fault_file),
     )
     engine.warm_up()
-    return engine
+    return HalvingEngine(engine, shortages)
 
 
 def _release_when_unused(engine: Engine) -> None:

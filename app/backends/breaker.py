@@ -28,6 +28,7 @@ from serve_app.contract import (
     ModelNotFound,
     ModelOutputInvalid,
     NotReady,
+    OutOfMemory,
     Overloaded,
     ServingError,
     Unavailable,
@@ -62,9 +63,10 @@ class Verdict(Enum):
 
 # The caller's own fault, and our own shedding.
 _NOTHING = (InvalidWindows, ModelNotFound, Overloaded)
-# The arm answered, though nothing of use. That may be the caller's windows, with which a stranger must not be able to
-# take the arm from everybody else: whether it is the arm, a probe with good windows tells.
-_DOUBT = (ModelFailed, ModelOutputInvalid)
+# The arm answered, though nothing of use. That may be due to the caller's windows, or to how many they are, and a
+# stranger must not be able to take the arm from everybody else: a probe, with one good window, tells whether it is the
+# arm.
+_DOUBT = (ModelFailed, ModelOutputInvalid, OutOfMemory)
 
 
 def verdict_on(error: ServingError, budget_s: float) -> Verdict:

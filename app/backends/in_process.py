@@ -99,6 +99,7 @@ class RegistrySource:
     def load(self, version: str | None) -> Engine:
         # Here and not above: torch takes seconds to import, and the gateway listens before.
         from serve_app.engine import WITHOUT_ARTEFACT, load_engine  # noqa: PLC0415
+        from serve_app.engine.halving import HalvingEngine  # noqa: PLC0415
         from serve_app.registry import open_registry  # noqa: PLC0415
 
         with _failures_told():
@@ -117,7 +118,7 @@ class RegistrySource:
         engine.warm_up()
         gc.collect()  # or the freeze would keep what only waits to be collected: a trace leaves the model so
         gc.freeze()  # what torch brought is here to stay: a full collection would walk over all of it, for 0.1 s
-        return engine
+        return HalvingEngine(engine)
 
     def aliased(self) -> frozenset[str]:
         from serve_app.registry import Registry  # noqa: PLC0415

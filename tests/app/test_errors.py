@@ -98,6 +98,15 @@ def test_the_open_inference_protocol_has_a_form_of_its_own(path: str) -> None:
     assert json.loads(response.body) == {"error": "x" * 300}
 
 
+@pytest.mark.parametrize(
+    ("code", "seconds"),
+    [("overloaded", {1, 2}), ("out-of-memory", {1}), ("not-ready", {5, 6, 7}), ("replica-lost", {5, 6, 7})],
+)
+def test_callers_who_are_refused_together_are_not_told_to_come_back_together(code: str, seconds: set[int]) -> None:
+    told = {int(problem_of(ERRORS_BY_CODE[code]()).headers["Retry-After"]) for _ in range(200)}
+    assert told == seconds
+
+
 @pytest.mark.parametrize("path", ["/", "/v20", "/v2x/models", "/ray-serve/predict"])
 def test_everywhere_else_a_refusal_is_a_problem(path: str) -> None:
     response = problem_response(InvalidInput("x"), path, "id")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.batching import DrainQueue
-from serve_app.contract import DeadlineExceeded, FloatArray, ModelFailed, Options, Overloaded, Prediction
+from serve_app.contract import DeadlineExceeded, FloatArray, ModelFailed, Options, OutOfMemory, Overloaded, Prediction
 
 POISON = -13.0
 FAR = 1e6
@@ -262,6 +262,24 @@ async def test_a_bad_call_that_was_alone_is_not_run_twice(caller: Caller, model:
         await caller.send(POISON)
     assert "poisoned" not in failed.value.detail
     assert model.batches == [[POISON]]
+
+
+class FullModel(GatedModel):
+    """Has no memory for any batch."""
+
+    def predict(self, windows: FloatArray, options: Options) -> Prediction:
+        super().predict(windows, options)
+        raise OutOfMemory("the device has no memory for this batch")
+
+
+async def test_a_batch_without_memory_is_given_up_for_all_its_calls_and_not_run_again(queue: DrainQueue) -> None:
+    caller = Caller(queue, model := FullModel())
+    held = await caller.hold()
+    calls = [caller.send(1), caller.send(2, 3)]
+    await caller.release()
+    answers = await asyncio.gather(held, *calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [OutOfMemory] * 3
+    assert model.batches == [[1, 2, 3]]
 
 
 async def test_an_engine_that_loses_a_window_answers_nobody_wrongly(queue: DrainQueue) -> None:

@@ -20,6 +20,7 @@ from serve_app.contract import (
     ModelOutputInvalid,
     NotReady,
     Options,
+    OutOfMemory,
     Overloaded,
     ReplicaLost,
     ServingError,
@@ -121,7 +122,12 @@ async def test_our_own_shedding_and_the_callers_faults_say_nothing(rig: Rig, err
 
 @pytest.mark.parametrize(
     ("error", "timeout_s"),
-    [(ModelFailed(), PATIENT_S), (ModelOutputInvalid(), PATIENT_S), (DeadlineExceeded(), HASTY_S)],
+    [
+        (ModelFailed(), PATIENT_S),
+        (ModelOutputInvalid(), PATIENT_S),
+        (OutOfMemory(), PATIENT_S),
+        (DeadlineExceeded(), HASTY_S),
+    ],
 )
 async def test_what_may_be_the_callers_doing_opens_only_when_a_probe_fails_too(
     rig: Rig, error: ServingError, timeout_s: float

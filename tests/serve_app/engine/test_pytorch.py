@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,9 +59,10 @@ def test_uncertainty_is_the_root_of_both_parts(artefact: Artefact, windows: Floa
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "auto"])
 def test_only_what_was_asked_for_is_answered_in_contiguous_arrays(
-    artefact: Artefact, windows: FloatArray, engine: str
+    artefact: Artefact, windows: FloatArray, engine: str, tmp_path: Path
 ) -> None:
-    loaded = load_engine(artefact, engine=engine)
+    (fault_file := tmp_path / "fault.json").write_text("{}")
+    loaded = load_engine(artefact, engine=engine, fault_file=fault_file)
     bare = loaded.predict(windows, Options(return_uncertainty=False, use_ensemble=False, return_features=False))
     optional = (
         "regression_uncertainty",
