@@ -36,6 +36,7 @@ class Http2:
         self._encoder, self._decoder = Encoder(), Decoder()
         self._received = b""
         self._stream_id = -1
+        self._is_silent = False
         self._connection.sendall(PREFACE + SettingsFrame(settings=settings or {}).serialize())
 
     def __enter__(self) -> Http2:
@@ -69,11 +70,15 @@ class Http2:
         """The frame that takes the last request back."""
         return RstStreamFrame(self._stream_id, error_code=8)
 
-    def send(self, frames: Sequence[Frame]) -> int:
-        """Send frames; returns the last stream's number."""
-        with contextlib.suppress(OSError):
+    def send(self, frames: Sequence[Frame], *, give_up: bool = False) -> int:
+        """Send frames; returns the last stream's number. A connection that was ended is no fault unless `give_up`."""
+        with contextlib.nullcontext() if give_up else contextlib.suppress(OSError):
             self._connection.sendall(b"".join(frame.serialize() for frame in frames))
         return self._stream_id
+
+    def is_ended(self) -> bool:
+        """Whether the edge ended the connection, or said that it takes no more streams."""
+        return any(isinstance(frame, GoAwayFrame) for frame in self.frames()) or not self._is_silent
 
     def frames(self) -> Iterator[Frame]:
         """What the edge sends, until it ends the connection or is silent for five seconds."""
@@ -90,7 +95,10 @@ class Http2:
         while len(self._received) < n_bytes:
             try:
                 part = self._connection.recv(65536)
-            except OSError:  # silence too
+            except TimeoutError:
+                self._is_silent = True
+                return b""
+            except OSError:
                 return b""
             if not part:
                 return b""
