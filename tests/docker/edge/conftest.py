@@ -50,6 +50,6 @@ def gateway(nginx: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 
 @pytest.fixture(scope="session")
 def front(gateway: GatewayProcess) -> Iterator[EdgeProcess]:
-    """The edge as it is shipped, and a real gateway behind it; operators are on loopback."""
-    with EdgeProcess([f"127.0.0.1:{gateway.port}"], EDGE_OPS_NETWORKS="127.0.0.0/8") as front:
+    """The edge as it is shipped, and a real gateway behind it; operators come from 127.0.0.9."""
+    with EdgeProcess([f"127.0.0.1:{gateway.port}"], EDGE_OPS_NETWORKS="127.0.0.9/32 10.0.0.0/8") as front:
         yield front
