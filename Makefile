@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed-
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format train bench bench-full bench-latency peers clean
+.PHONY: help run test check format train faults bench bench-full bench-latency peers clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ format: $(SETUP)check ## Put the code into its format
 
 train: $(SETUP)train ## Walk-forward training on the shipped bars, the model card, a new version in models/
 	$(BIN)/sluice train
+
+faults: $(SETUP)test ## Every fault of docs/faults.md tried on real processes, 25 minutes; table in .bench/faults/ (ARGS="-k redis")
+	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(SETUP)bench peers ## Sluice beside its peers, 15 minutes; report in .bench/ (ARGS="--rounds 1 --seconds 1")
 	$(BIN)/python -m benchmarks run $(ARGS)

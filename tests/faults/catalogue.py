@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import on_gateway, on_model, on_ray
+from tests.faults import on_gateway, on_model, on_neighbours, on_ray
 from tests.faults.scenario import Scenario
 
 ALL: tuple[Scenario, ...] = (
@@ -13,11 +13,21 @@ ALL: tuple[Scenario, ...] = (
     on_ray.replica_frozen(),
     on_gateway.clients_leave(),
     on_gateway.bad_rows(),
+    on_neighbours.legacy_slow(),
+    on_neighbours.legacy_resets(),
+    on_neighbours.legacy_torn(),
+    on_neighbours.legacy_sliced(),
+    on_neighbours.legacy_silent(),
+    on_neighbours.legacy_down(),
     on_gateway.overload(2, "overload-twice"),
     on_gateway.overload(10, "overload-tenfold"),
     on_ray.rolling_redeploy(),
     # with the shipped model, and clusters that come and go
     on_ray.replica_killed_with_legacy(),
+    on_neighbours.bad_versions_published(),
+    on_neighbours.registry_away(),
+    on_neighbours.bridge_killed(),
+    on_neighbours.bridge_frozen(),
     on_ray.head_replaced(),
     on_ray.control_store_killed(),
     on_ray.no_cluster_at_start(),
@@ -38,4 +48,26 @@ ALL: tuple[Scenario, ...] = (
     on_gateway.log_disk_full(),
     on_gateway.log_reader_gone(),
     on_gateway.out_of_descriptors(),
+    on_neighbours.clock_jumps(),
+    on_neighbours.redis_away_at_start(),
+    on_neighbours.redis_killed(),
+    on_neighbours.redis_frozen(),
+    on_neighbours.redis_slow(),
+    on_neighbours.redis_silent(),
+    on_neighbours.redis_refuses_writes(),
+    on_neighbours.redis_read_only(),
+)
+
+# What CI tries, in `test_faults.py`: one for each kind of fault, and as short as it can be.
+SHORT: tuple[Scenario, ...] = (
+    on_ray.controller_killed(),
+    on_ray.replica_killed(seconds=16),
+    on_ray.all_replicas_killed(),
+    on_gateway.clients_leave(),
+    on_gateway.overload(10, "overload-tenfold", seconds=6),
+    on_ray.rolling_redeploy(times=1, rate_rps=60, seconds=8),
+    on_neighbours.bad_versions_published(),
+    on_gateway.rolling_gateway_restart(times=1),
+    on_neighbours.redis_killed(),
+    on_neighbours.redis_frozen(),
 )

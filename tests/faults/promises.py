@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.faults.scenario import GRACE_S, Evidence, Finding, Promise, answer_of, is_late, is_lost
 from tests.integration.open_loop import Load, Result, percentile_ms
@@ -123,14 +124,48 @@ def probes_quick(probe: str, within_ms: float, percent: float = 99) -> Promise:
     return judge
 
 
-def slowest_within(within_s: float) -> Promise:
-    """No answer took longer."""
+def slowest_within(within_s: float, percent: float = 99) -> Promise:
+    """Hardly an answer took longer."""
 
     def judge(evidence: Evidence) -> Finding:
-        longest_s = max((result.answer_s for result in evidence.desks.results), default=float("inf"))
-        return Finding(
-            longest_s <= within_s + GRACE_S, f"slowest {1e3 * longest_s:.0f} ms (at most {1e3 * within_s:g})"
-        )
+        slow_ms = percentile_ms((result.answer_s for result in evidence.desks.results), percent)
+        said = f"p{percent:g} of every answer {slow_ms:.0f} ms (at most {1e3 * within_s:g} and 50)"
+        return Finding(slow_ms <= 1e3 * (within_s + GRACE_S), said)
+
+    return judge
+
+
+def quick_but_for(count: int, since: str, until: str | None, *, over_ms: float) -> Promise:
+    """No more requests than so many took longer, beside as many as did so before the fault in as many requests."""
+
+    def judge(evidence: Evidence) -> Finding:
+        before = evidence.desks.between(evidence.desks.began, evidence.happened[since].began).results
+        during = evidence.since(since, until).results
+        usual = sum(1e3 * result.answer_s > over_ms for result in before) / max(1, len(before))
+        slow = sum(1e3 * result.answer_s > over_ms for result in during)
+        allowed = count + (usual + LATE_SHARE) * len(during)
+        said = f"{slow} of {len(during)} took over {over_ms:g} ms after {since}"
+        return Finding(slow <= allowed, f"{said} (at most {count}, and what the machine does: {allowed - count:.0f})")
+
+    return judge
+
+
+def of_stream(name: str, promise: Promise) -> Promise:
+    """The promise, about one stream alone."""
+
+    def judge(evidence: Evidence) -> Finding:
+        finding = promise(replace(evidence, desks=evidence.desks.of(name)))
+        return finding._replace(said=f"{name}: {finding.said}")
+
+    return judge
+
+
+def versions_are(expected: set[str]) -> Promise:
+    """No other version answered."""
+
+    def judge(evidence: Evidence) -> Finding:
+        seen = Counter(result.version for result in evidence.desks.answered)
+        return Finding(set(seen) == expected, "versions that answered: " + ", ".join(sorted(seen)))
 
     return judge
 

@@ -25,7 +25,7 @@ class Toxics:
         jitter_s: Added to that at random, up to so much.
         bandwidth_bytes_s: Bytes that pass in a second.
         slice_bytes: Pieces are cut into slices of this size,
-        slice_wait_s: with so much time after each.
+        slice_wait_s: with so much time before each.
         limit_bytes: A connection is closed after so many bytes of answers.
         blackhole: Bytes are taken and go nowhere; connections stay open.
         reset: Every connection is reset with its first bytes.
@@ -144,11 +144,11 @@ class ToxicProxy:
         step = toxics.slice_bytes or len(piece) or 1
         for start in range(0, len(piece), step):
             part = piece[start : start + step]
-            writer.write(part)
-            await writer.drain()
             wait_s = toxics.slice_wait_s + (len(part) / toxics.bandwidth_bytes_s if toxics.bandwidth_bytes_s else 0)
             if wait_s:
                 await asyncio.sleep(wait_s)
+            writer.write(part)
+            await writer.drain()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
