@@ -16,7 +16,8 @@ Below `/v2` the Open Inference Protocol rules: `{"error": …}`, and input error
     │   └── TooManyAtOnce     too-many-at-once      429   the caller's requests that are under way
     ├── TooManyFailures       too-many-failures     429   the address sent too many bad credentials
     ├── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
-    └── IdentityUnavailable   identity-unavailable  503   no keys to judge tokens by are known yet
+    ├── IdentityUnavailable   identity-unavailable  503   no keys to judge tokens by are known yet
+    └── StateUnavailable      state-unavailable     503   what all gateways share cannot be changed now
 
 Failures of the model side (`serve_app.contract`) have their statuses in `_SERVING`. A detail of a 4xx says what to
 change; that of a 5xx is constant, so that nothing of the inside can show.
@@ -160,6 +161,15 @@ class IdentityUnavailable(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("the keys of the token issuer are not known yet; try again", headers={"Retry-After": "5"})
+
+
+class StateUnavailable(GatewayError):
+    """Written here alone, a change would be undone, or undo another one, once the gateways meet again."""
+
+    status, code, title = 503, "state-unavailable", "The shared state cannot be changed now"
+
+    def __init__(self) -> None:
+        super().__init__("nothing was changed; try again", headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True, slots=True)

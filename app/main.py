@@ -153,7 +153,6 @@ def _lifespan(
             stack.enter_context(logging)
             if notice_s is not None:
                 gateway.drain.begin_on_sigterm(notice_s)
-            await gateway.rollout.load()
             for service in gateway.services:
                 stack.push_async_callback(service.stop)
                 await service.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import math
 import os
@@ -457,7 +458,9 @@ class Settings(BaseSettings):
         if address is None:
             for field in ("workers", "instances"):
                 if getattr(self, field) > 1:
-                    raise ValueError(f"{variable_of(field)}: more than one needs Redis for limits and state: set REDIS_URL")
+                    raise ValueError(
+                        f"{variable_of(field)}: more than one needs Redis for limits and state: set REDIS_URL"
+                    )
             return self
         if address.password is not None and self.redis_password_file is not None:
             raise ValueError("REDIS_URL holds a password and GATEWAY_REDIS_PASSWORD_FILE is set; keep one")
@@ -551,10 +554,22 @@ def load_settings(env_file: str | Path | None = ".env") -> Settings:
     except OSError as error:
         raise ConfigError(f"cannot read {env_file}: {error.strerror}") from error
     for field in ("jwt_secret", "sticky_key", "redis_url"):
-        os.environ.pop(variable_of(field), None)
+        _forget(variable_of(field))
     for field in ("ray_auth_token_path", "multiproc_dir"):
         _export(variable_of(field), getattr(settings, field))
     return settings
+
+
+def _forget(name: str) -> None:
+    """Take a secret out of the environment, and out of the copy of it that /proc shows for as long as we run."""
+    value = os.environ.get(name)
+    if value is None:
+        return
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    if address := libc.getenv(name.encode()):
+        ctypes.memset(address, ord("x"), len(os.fsencode(value)))
+    del os.environ[name]
 
 
 def _export(name: str, path: Path | None) -> None:

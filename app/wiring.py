@@ -24,9 +24,12 @@ from app.rate_limit.concurrency import Concurrency
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.dispatch import Dispatcher
+from app.rollout.shared_state import CopiedStore, RedisStore
 from app.rollout.state import FileStore, Rollout, StateStore
 from app.settings import ConfigError, SecretFile, Settings, read_secret_file
 from app.shared.commands import Link
+
+_REFRESH_PERIOD_S = 0.25  # everybody sees what anybody changes within a second
 
 
 def wire(
@@ -54,9 +57,10 @@ def wire(
     found = _arms(settings, metrics, clock) if backends is None else backends
     arms = [Guarded(arm, clock=clock, on_change=metrics.show_breaker) for arm in found]
     rollout = Rollout(
-        FileStore(settings.state_dir) if store is None else store,
+        _store(settings) if store is None else store,
         initial_fraction=settings.ray_serve_fraction,
         wall_clock=wall_clock,
+        refresh_period_s=None if settings.redis_url is None else _REFRESH_PERIOD_S,
     )
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
     identity = build_identity(
@@ -78,13 +82,19 @@ def wire(
         metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
         drain=Drain(),
-        services=(*limiting.services, *identity.sources.values(), *arms, prober),
+        services=(rollout, *limiting.services, *identity.sources.values(), *arms, prober),
         sticky_key=sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,
         clock=clock,
         started_at=clock(),
     )
+
+
+def _store(settings: Settings) -> StateStore:
+    files = FileStore(settings.state_dir)
+    link = _redis_link(settings)
+    return files if link is None else CopiedStore(RedisStore(link), files)
 
 
 class _Limiting(NamedTuple):

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.bodies import body_of, read_command
 from app.api.deps import Admin, GatewayDep, Operator
+from app.errors import StateUnavailable
+from app.rollout.state import StateAway, StateConflict
 
 router = APIRouter(prefix="/rollout", tags=["rollout"])
 
@@ -27,8 +29,15 @@ async def show_rollout(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     return gateway.rollout.document()
 
 
-@router.put("", openapi_extra={"requestBody": body_of(NewShare)})
+@router.put(
+    "",
+    openapi_extra={"requestBody": body_of(NewShare)},
+    responses={503: {"description": "The store that the gateways share is away; nothing was changed."}},
+)
 async def set_share(request: Request, gateway: GatewayDep, principal: Admin) -> dict[str, Any]:
     """Change the share; it is kept over restarts, and callers already moved stay moved while it grows."""
     share = await read_command(request, NewShare)
-    return await gateway.rollout.set_fraction(share.ray_serve_fraction, principal.subject)
+    try:
+        return await gateway.rollout.set_fraction(share.ray_serve_fraction, principal.subject)
+    except (StateAway, StateConflict):
+        raise StateUnavailable from None

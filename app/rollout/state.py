@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+_LOGGER = logging.getLogger(__name__)
 
 _DOCUMENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _ROLLOUT = "rollout"
@@ -21,32 +26,71 @@ class StateUnreadable(Exception):
     """A stored document cannot be read; the message names the document and what to do."""
 
 
+class StateAway(Exception):
+    """The store cannot be reached, so nothing was written."""
+
+
+class StateConflict(Exception):
+    """The store holds this version, or a later one, already; nothing was written."""
+
+
+class Stored(NamedTuple):
+    """A document as a store holds it.
+
+    Attributes:
+        document: JSON-ready.
+        version: 1 for the first, and higher for each that follows.
+    """
+
+    document: dict[str, Any]
+    version: int
+
+
 class StateStore(Protocol):
-    """Keeps small JSON documents by name; a write is seen whole or not at all."""
+    """Keeps small JSON documents by name; a write is seen whole or not at all.
 
-    async def read(self, name: str) -> dict[str, Any] | None:
-        """The document, or None where none was written. Raises `StateUnreadable`."""
+    A write counts only where its version is higher than the stored one's. So whoever read version 7 and writes 8 has
+    compared and set in one step: of two who do so at one time, one succeeds and the other is told.
+    """
 
-    async def write(self, name: str, document: dict[str, Any]) -> None:
-        """Replace the document; when this returns it has outlived the process, as far as the store outlives it."""
+    async def read(self, name: str) -> Stored | None:
+        """The newest document, or None where none was written. Raises `StateUnreadable`, `StateAway`."""
+
+    async def write(self, name: str, document: dict[str, Any], version: int) -> None:
+        """Replace the document; when this returns it has outlived the process, as far as the store outlives it.
+
+        Raises:
+            StateConflict: The stored document is as new, or newer.
+            StateAway: The store cannot be reached.
+            OSError: The disk refused it.
+        """
+
+    async def close(self) -> None:
+        """Give back what was opened on the way."""
 
 
 class MemoryStore:
     """A store for tests: documents are gone with the process."""
 
     def __init__(self) -> None:
-        self._documents: dict[str, str] = {}
+        self._stored: dict[str, tuple[str, int]] = {}
 
-    async def read(self, name: str) -> dict[str, Any] | None:
-        text = self._documents.get(name)
-        return None if text is None else json.loads(text)
+    async def read(self, name: str) -> Stored | None:
+        if name not in self._stored:
+            return None
+        text, version = self._stored[name]
+        return Stored(json.loads(text), version)
 
-    async def write(self, name: str, document: dict[str, Any]) -> None:
-        self._documents[name] = json.dumps(document)
+    async def write(self, name: str, document: dict[str, Any], version: int) -> None:
+        if name in self._stored and self._stored[name][1] >= version:
+            raise StateConflict
+        self._stored[name] = json.dumps(document), version
+
+    async def close(self) -> None: ...
 
 
 class FileStore:
-    """One file per document in a folder of the gateway's own; for a single gateway with a single worker.
+    """One file per document in a folder of the gateway's own, for all of its workers.
 
     Args:
         directory: Created with mode 0700 where it is missing.
@@ -56,41 +100,75 @@ class FileStore:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
 
-    async def read(self, name: str) -> dict[str, Any] | None:
-        return await asyncio.to_thread(self._read, self._path(name))
+    async def read(self, name: str) -> Stored | None:
+        return await asyncio.to_thread(_read_file, self._path(name))
 
-    async def write(self, name: str, document: dict[str, Any]) -> None:
-        await asyncio.to_thread(self._write, self._path(name), json.dumps(document, indent=1))
+    async def write(self, name: str, document: dict[str, Any], version: int) -> None:
+        await asyncio.to_thread(_write_file, self._path(name), document, version)
+
+    async def close(self) -> None: ...
 
     def _path(self, name: str) -> Path:
         if not _DOCUMENT_NAME.fullmatch(name):
             raise ValueError(f"not a document name: {name!r}")
         return self._directory / f"{name}.json"
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any] | None:
-        try:
-            document = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise StateUnreadable(f"{path} holds no JSON document; mend it, or delete it to start from the settings")
-        return document
 
-    @staticmethod
-    def _write(path: Path, text: str) -> None:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except OSError:
-            os.unlink(name)  # a full disk must not fill with what did not fit
-            raise
+def _read_file(path: Path) -> Stored | None:
+    try:
+        stored = parse_stored(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        advice = "mend it, or delete it to start from the settings"
+        raise StateUnreadable(f"{path} holds no JSON document of ours; {advice}") from None
+    return stored
+
+
+def parse_stored(text: bytes) -> Stored:
+    """A document with its version beside its own fields; without one it is of the first. Raises `ValueError`."""
+    document = json.loads(text)
+    version = document.pop("version", 1) if isinstance(document, dict) else None
+    if type(version) is not int or version < 1:  # a bool is an int to isinstance
+        raise ValueError("not a stored document")
+    return Stored(document, version)
+
+
+def format_stored(document: dict[str, Any], version: int) -> str:
+    """The text that `parse_stored` reads."""
+    return json.dumps({**document, "version": version}, indent=1)
+
+
+def _write_file(path: Path, document: dict[str, Any], version: int) -> None:
+    with _locked(path.parent):
+        stored = _read_file(path) if path.is_file() else None
+        if stored is not None and stored.version >= version:
+            raise StateConflict
+        _replace_file(path, format_stored(document, version))
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other processes that write into the folder out of the block."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace_file(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError:
+        os.unlink(name)  # a full disk must not fill with what did not fit
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,31 +191,53 @@ class Share:
 
 
 class Rollout:
-    """The share in force: read from memory on the request path, written through to the store.
+    """The share in force: read from memory on the request path, written through to the store, and read from it again.
 
     Args:
         store: Where the share outlives the process.
         initial_fraction: Share to start with where the store holds none, 0..1.
         wall_clock: Seconds since the epoch.
+        refresh_period_s: Seconds between looks at a store that others write to; None for one that is ours alone.
     """
 
     def __init__(
-        self, store: StateStore, *, initial_fraction: float, wall_clock: Callable[[], float] = time.time
+        self,
+        store: StateStore,
+        *,
+        initial_fraction: float,
+        wall_clock: Callable[[], float] = time.time,
+        refresh_period_s: float | None = None,
     ) -> None:
         self._store = store
         self._wall_clock = wall_clock
+        self._refresh_period_s = refresh_period_s
         self._share = Share(initial_fraction, wall_clock(), "settings")
+        self._version = 0
         self._writing = asyncio.Lock()
+        self._refresher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take over what the store holds, and then whatever others write. Raises `StateUnreadable`."""
+        await self.load()
+        if self._refresh_period_s is not None:
+            self._refresher = asyncio.create_task(self._refresh(self._refresh_period_s))
+
+    async def stop(self) -> None:
+        if self._refresher is not None:
+            self._refresher.cancel()
+            await asyncio.gather(self._refresher, return_exceptions=True)
+        await self._store.close()
 
     async def load(self) -> None:
-        """Take over what the store holds. Raises `StateUnreadable`."""
-        document = await self._store.read(_ROLLOUT)
-        if document is None:
+        """Take over what the store holds, where that is newer. Raises `StateUnreadable`, `StateAway`."""
+        stored = await self._store.read(_ROLLOUT)
+        if stored is None or stored.version <= self._version:
             return
         try:
-            self._share = Share(**document)
+            self._share = Share(**stored.document)
         except (TypeError, ValueError) as error:
             raise StateUnreadable("the stored rollout is no valid share; set it anew or delete it") from error
+        self._version = stored.version
 
     def fraction(self) -> float:
         """The share of callers that Ray Serve answers now, 0..1."""
@@ -150,7 +250,7 @@ class Rollout:
     async def set_fraction(self, fraction: float, actor: str) -> dict[str, Any]:
         """Change the share and return the new document.
 
-        The store is written first: a share that the disk refused is not in force, and the caller is told.
+        The store is written first: a share that the disk or Redis refused is not in force, and the caller is told.
 
         Args:
             fraction: New share, 0..1.
@@ -158,10 +258,28 @@ class Rollout:
 
         Raises:
             ValueError: `fraction` is no share.
+            StateAway: The store cannot be reached.
             OSError: The store could not be written.
         """
         share = Share(fraction, self._wall_clock(), actor)
         async with self._writing:
-            await self._store.write(_ROLLOUT, asdict(share))
-            self._share = share
-        return self.document()
+            try:
+                await self._write(share)
+            except StateConflict:  # somebody else set it since we looked; the last word counts
+                await self.load()
+                await self._write(share)
+        return asdict(share)
+
+    async def _write(self, share: Share) -> None:
+        version = self._version + 1
+        await self._store.write(_ROLLOUT, asdict(share), version)
+        if version > self._version:  # what others wrote meanwhile may have been read already
+            self._share, self._version = share, version
+
+    async def _refresh(self, period_s: float) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await self.load()
+            except (StateAway, StateUnreadable, OSError) as error:  # the share stays as it is
+                _LOGGER.debug("the rollout's state was not read: %s", error)

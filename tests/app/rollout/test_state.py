@@ -1,9 +1,10 @@
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from app.rollout.state import FileStore, MemoryStore, Rollout, StateStore, StateUnreadable
+from app.rollout.state import FileStore, MemoryStore, Rollout, StateConflict, StateStore, StateUnreadable
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -13,9 +14,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
 
 async def test_a_document_is_read_as_it_was_written(store: StateStore) -> None:
     assert await store.read("rollout") is None
-    await store.write("rollout", {"ray_serve_fraction": 0.25})
-    await store.write("rollout", {"ray_serve_fraction": 0.5})
-    assert await store.read("rollout") == {"ray_serve_fraction": 0.5}
+    await store.write("rollout", {"ray_serve_fraction": 0.25}, 1)
+    await store.write("rollout", {"ray_serve_fraction": 0.5}, 2)
+    assert await store.read("rollout") == ({"ray_serve_fraction": 0.5}, 2)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_of_two_who_write_the_same_version_one_is_told(store: StateStore, version: int) -> None:
+    await store.write("rollout", {"by": "ann"}, 2)
+    with pytest.raises(StateConflict):
+        await store.write("rollout", {"by": "ben"}, version)
+    assert await store.read("rollout") == ({"by": "ann"}, 2)
 
 
 async def test_a_changed_share_is_in_force_and_survives_a_restart(store: StateStore) -> None:
@@ -46,7 +55,14 @@ async def test_a_share_that_the_disk_refused_is_not_in_force(tmp_path: Path) -> 
     assert rollout.fraction() == 0.3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"ray_serve_fraction": 2}', '{"share": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "0", "null", '{"ray_serve_fraction": 0.5, "version": true}'),
+        *('{"ray_serve_fraction": 0.5, "version": 0}', '{"ray_serve_fraction": 0.5, "version": "2"}'),
+        *('{"ray_serve_fraction": 2}', '{"share": 1}'),
+    ],
+)
 async def test_a_damaged_file_is_named_and_never_guessed_at(tmp_path: Path, content: str) -> None:
     (tmp_path / "rollout.json").write_text(content)
     with pytest.raises(StateUnreadable):
@@ -56,17 +72,42 @@ async def test_a_damaged_file_is_named_and_never_guessed_at(tmp_path: Path, cont
 async def test_documents_cannot_be_named_out_of_the_folder(tmp_path: Path) -> None:
     for name in ("../outside", "a/b", "", "A", ".hidden"):
         with pytest.raises(ValueError, match="document name"):
-            await FileStore(tmp_path).write(name, {})
+            await FileStore(tmp_path).write(name, {}, 1)
 
 
 async def test_no_temporary_file_stays_behind(tmp_path: Path) -> None:
-    await FileStore(tmp_path).write("rollout", {"a": 1})
+    await FileStore(tmp_path).write("rollout", {"a": 1}, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["rollout.json"]
-    assert json.loads((tmp_path / "rollout.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "rollout.json").read_text()) == {"a": 1, "version": 1}
 
 
 async def test_a_write_that_failed_leaves_no_temporary_file_either(tmp_path: Path) -> None:
     (tmp_path / "rollout.json").mkdir()  # what cannot be replaced by a file
     with pytest.raises(OSError, match="directory"):
-        await FileStore(tmp_path).write("rollout", {"a": 1})
+        await FileStore(tmp_path).write("rollout", {"a": 1}, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["rollout.json"]
+
+
+async def test_a_file_without_a_version_is_the_first(tmp_path: Path) -> None:
+    (tmp_path / "rollout.json").write_text('{"ray_serve_fraction": 0.5}')
+    assert await FileStore(tmp_path).read("rollout") == ({"ray_serve_fraction": 0.5}, 1)
+
+
+async def test_who_sets_the_share_last_wins_and_the_other_sees_it_with_the_next_look(store: StateStore) -> None:
+    ann, ben = (Rollout(store, initial_fraction=1.0) for _ in range(2))
+    await ann.set_fraction(0.1, "ann")
+    await ben.set_fraction(0.2, "ben")  # without having looked
+    assert (ann.fraction(), ben.fraction()) == (0.1, 0.2)
+    await ann.load()
+    assert ann.document() == ben.document()
+    await ann.set_fraction(0.3, "ann")
+    await ben.load()
+    assert ben.fraction() == 0.3
+
+
+async def test_many_writers_at_once_lose_no_version(store: StateStore) -> None:
+    rollouts = [Rollout(store, initial_fraction=1.0) for _ in range(2)]
+    await asyncio.gather(*(rollout.set_fraction(0.5, "ann") for rollout in rollouts))
+    stored = await store.read("rollout")
+    assert stored is not None
+    assert stored.version == 2
