@@ -10,6 +10,7 @@ ALL: tuple[Scenario, ...] = (
     on_ray.controller_killed(),
     on_ray.replica_killed(),
     on_ray.all_replicas_killed(),
+    on_ray.retry_storm(),
     on_ray.replica_frozen(),
     on_gateway.clients_leave(),
     on_gateway.bad_rows(),

@@ -7,12 +7,14 @@ import signal
 import time
 from collections.abc import Sequence
 
+from tests.faults.crowd import Crowd
 from tests.faults.laboratory import Laboratory, freeze, stub_application
 from tests.faults.promises import (
     by_ray,
     from_arm,
     gateway_lives,
     in_time,
+    noted,
     nothing_lost,
     only,
     probe_says,
@@ -94,7 +96,7 @@ def redeploy(floor: Floor) -> None:
     """Change what restarts replicas, one after another, and wait until it has."""
     lab = floor.lab
     floor.notes["redeploys"] = number = floor.notes.get("redeploys", 0) + 1
-    config = stub_application()
+    config = stub_application(engine="noop")
     config["applications"][0]["args"]["stall_s"] = 5.0 + number
     before = set(lab.running_replicas())
     lab.deploy(config)
@@ -146,6 +148,48 @@ def all_replicas_killed() -> Scenario:
             recovers("a replica's return", 2.0),
         ],
     )
+
+
+def retry_storm(clients: int = 200) -> Scenario:
+    """Everybody who was refused comes back when it was told to, and nobody is knocked over by that."""
+
+    def stage(lab: Laboratory) -> Floor:
+        floor = ray()(lab)
+        desk, *_ = desks(1)(floor)
+        floor.parts["crowd"] = crowd = Crowd(desk._replace(name="crowd"), clients)
+        lab.afterwards(crowd.end)
+        return floor
+
+    def see_all_served(floor: Floor) -> None:
+        crowd, back = floor.parts["crowd"], time.monotonic()
+        wait_until(lambda: crowd.all_served_after(back) is not None, RETURN_TIMEOUT_S, "everybody to be served")
+        floor.notes["served_s"] = crowd.all_served_after(back) - back
+        floor.notes["crowd"] = dict(crowd.statuses)
+
+    return Scenario(
+        name="retry-storm",
+        fault=f"every replica killed under {clients} clients that retry when they are told to, and two desks",
+        stage=stage,
+        streams=desks(20),
+        script=[
+            Step(5.0, "the kill", kill_all_replicas),
+            Step(5.0, "the return of all", see_all_replicas_anew),
+            Step(5.0, "the last one's answer", see_all_served),
+        ],
+        promises=[
+            nothing_lost,
+            in_time,
+            only(200, 503, 504),
+            recovers("the return of all", 5.0),
+            noted("served_s", lambda s: isinstance(s, float) and s <= 15, "everybody was served within {:.1f} s"),
+            noted("crowd", lambda seen: isinstance(seen, dict) and set(seen) <= {200, 503, 504}, "their answers: {}"),
+        ],
+    )
+
+
+def see_all_replicas_anew(floor: Floor) -> None:
+    see_a_new_replica(floor)
+    see_all_replicas(floor)
 
 
 def replica_frozen() -> Scenario:
@@ -271,7 +315,7 @@ def rolling_redeploy(times: int = 3, rate_rps: float = 100.0, seconds: float = 5
     return Scenario(
         name="rolling-redeploy",
         fault=f"{times} redeploys that restart both replicas in turn, nobody else to answer",
-        stage=ray(engine="sleep"),
+        stage=ray(engine="noop"),
         streams=desks(rate_rps),
         seconds=seconds,
         script=[Step(2 + gap_s * number, "the redeploy", redeploy) for number in range(times)],

@@ -287,8 +287,8 @@ class Generator:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._idle: dict[str, deque[Connection]] = {stream.name: deque() for stream in plan.streams}
-        self._requests = {stream.name: _request(stream, close=False) for stream in plan.streams}
-        self._fresh_requests = {stream.name: _request(stream, close=True) for stream in plan.streams}
+        self._requests = {stream.name: request_bytes(stream, close=False) for stream in plan.streams}
+        self._fresh_requests = {stream.name: request_bytes(stream, close=True) for stream in plan.streams}
         self._contexts = {
             stream.name: ssl.create_default_context(cafile=stream.ca_file) if stream.ca_file else None
             for stream in plan.streams
@@ -383,7 +383,7 @@ def _times(stream: Stream, seconds: float, seed: int) -> Any:
     return times[times < seconds]
 
 
-def _request(stream: Stream, *, close: bool) -> bytes:
+def request_bytes(stream: Stream, *, close: bool) -> bytes:
     body = bytes.fromhex(stream.body_hex)
     headers = {"Host": stream.host, **stream.headers, "Content-Length": str(len(body))}
     if close:
