@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from serve_app.contract import FloatArray, Options, Prediction
 
+# Most windows of one call; every backend has room for as many to wait.
+MAX_CALL_WINDOWS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from app.backends.base import Answer, BackendStatus, Call
+from app.backends.base import MAX_CALL_WINDOWS, Answer, BackendStatus, Call
 from app.backends.coalesce import Coalescer, Group
 from app.backends.model_cache import ModelCache, NoRoom
 from serve_app.contract import ModelFailed, ModelNotFound, NotReady, Prediction, ServingError
@@ -172,7 +172,7 @@ class InProcessBackend:
         cache_size: int = 3,
         cache_ttl_s: float = 3600.0,
         max_group_windows: int = 32,
-        max_queued_windows: int = 1024,
+        max_queued_windows: int = MAX_CALL_WINDOWS,
         max_wait_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

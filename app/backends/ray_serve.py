@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from app.backends.base import Answer, BackendStatus, Call
+from app.backends.base import MAX_CALL_WINDOWS, Answer, BackendStatus, Call
 from app.backends.coalesce import Coalescer, Group
 from app.backends.frames import Frame, FrameConnection, FrameError, Kind
 from app.backends.retries import RetryBudget
@@ -91,7 +91,7 @@ class RayServeBackend:
         app_name: str = APP_NAME,
         max_group_windows: int = 32,
         max_in_flight: int = 4,
-        max_queued_windows: int = 1024,
+        max_queued_windows: int = MAX_CALL_WINDOWS,
         max_wait_s: float = 0.5,
         environment: Mapping[str, str] | None = None,
         on_retry: OnRetry | None = None,
@@ -198,7 +198,9 @@ class RayServeBackend:
             return bridge.state
         if app not in bridge.apps:
             return "no-application"
-        return "ok" if bridge.apps[app]["ready"] else "no-replica"
+        if not bridge.apps[app]["replicas"]:
+            return "no-replica"
+        return "ok" if bridge.apps[app]["ready"] else "no-answer"
 
     def _coalescer(self, app: str, *, replicas: int) -> Coalescer:
         """One per application, so that one that hangs fills its own slots and queue and nobody else's."""
@@ -272,7 +274,7 @@ class RayServeBackend:
 
 
 # What a bridge says that has just been started.
-_ON_THE_WAY = frozenset({"no-bridge", "starting", "joining", "no-application"})
+_ON_THE_WAY = frozenset({"no-bridge", "starting", "joining", "no-application", "no-answer"})
 
 _OBSTACLES = {
     "no-bridge": "the bridge to Ray is being started",
@@ -281,6 +283,7 @@ _OBSTACLES = {
     "joining": "the Ray cluster is being joined",
     "no-application": "the model is not deployed",
     "no-replica": "the model has no running replica",
+    "no-answer": "the model's replicas have not answered yet",
 }
 
 

@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 import orjson
 
-from app.backends.base import Answer, BackendStatus, Call
+from app.backends.base import MAX_CALL_WINDOWS, Answer, BackendStatus, Call
 from app.backends.coalesce import Coalescer, Group
 from serve_app.contract import (
     CLASSES,
@@ -89,7 +89,7 @@ class RemoteBackend:
         token: Callable[[], bytes] | None = None,
         timeout_s: float = 0.5,
         max_connections: int = 16,
-        max_queued_windows: int = 1024,
+        max_queued_windows: int = MAX_CALL_WINDOWS,
         max_wait_s: float = 0.5,
         resolve: Resolve | None = None,
         clock: Callable[[], float] = time.monotonic,

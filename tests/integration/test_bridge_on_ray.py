@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 APP = "echo"
+OTHER, BARE = Options(return_features=True), Options(return_uncertainty=False)  # who asks for these has a group apart
 
 
 def deploy(ray: LocalRay, app: str, *, replicas: int = 1) -> None:
@@ -74,10 +76,11 @@ async def until(condition: Callable[[], bool], limit_s: float) -> float:
     return time.monotonic() - started
 
 
-def call(*marks: float, timeout_s: float = 5.0, version: str | None = None) -> Call:
+def call(*marks: float, timeout_s: float = 5.0, version: str | None = None, has_fallback: bool = False) -> Call:
     windows = np.zeros((len(marks), 50, 60), np.float32)
     windows[:, 0, 0] = marks
-    return Call(as_windows(windows), Options(), time.monotonic() + timeout_s, "r", "0" * 16, version)
+    deadline = time.monotonic() + timeout_s
+    return Call(as_windows(windows), Options(), deadline, "r", "0" * 16, version, has_fallback=has_fallback)
 
 
 async def replica_pids(backend: RayServeBackend) -> list[int]:
@@ -170,18 +173,23 @@ async def test_with_all_replicas_dead_calls_fail_fast_and_come_back_by_themselve
         await until(lambda: backend.status().detail["apps"][APP]["replicas"] == 2, 20)
 
 
-async def test_a_killed_bridge_is_replaced_and_open_calls_fail_at_once(echo: LocalRay) -> None:
+async def test_a_killed_bridge_is_replaced_and_who_has_time_and_nobody_else_is_answered_through_the_next(
+    echo: LocalRay,
+) -> None:
     async with backend_on(echo) as backend:
-        hanging = asyncio.ensure_future(backend.predict(call(-2, timeout_s=30.0)))
+        patient = asyncio.ensure_future(backend.predict(call(-3, timeout_s=30.0)))
+        hasty = asyncio.ensure_future(backend.predict(replace(call(-3, timeout_s=1.0), options=OTHER)))
+        others = asyncio.ensure_future(backend.predict(replace(call(-3, has_fallback=True), options=BARE)))
         await asyncio.sleep(0.2)
         os.kill(backend.status().detail["pid"], signal.SIGKILL)
-        with pytest.raises(ReplicaLost):
-            await asyncio.wait_for(hanging, 1.0)
+        for open_call in (hasty, others):
+            with pytest.raises(ReplicaLost):
+                await asyncio.wait_for(open_call, 0.5)
         with pytest.raises(NotReady):
             await backend.predict(call(1))
-        await until(lambda: backend.status().ready, 30)
-        assert marks((await backend.predict(call(2))).prediction) == [2]
+        assert marks((await patient).prediction) == [-3]
         assert backend.status().detail["starts"] == 2
+        assert (await backend.stats())["retries"] == {"made": 1, "over_budget": 0}
 
 
 async def test_a_stopped_bridge_is_replaced(echo: LocalRay) -> None:

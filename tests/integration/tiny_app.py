@@ -14,7 +14,7 @@ from serve_app.contract import N_FEATURES, N_STEPS, ModelFailed, Prediction
 
 @serve.deployment(max_ongoing_requests=512, health_check_period_s=1.0, health_check_timeout_s=3.0)
 class Echo:
-    """Answers with each window's first value as the regression; -1 fails, -2 takes forever."""
+    """Answers with each window's first value as the regression; -1 fails, -2 takes forever, -3 half a second."""
 
     def __init__(self) -> None:
         self._served = 0
@@ -27,6 +27,8 @@ class Echo:
             raise ModelFailed("the forward pass raised")
         if (marks == -2).any():
             await asyncio.sleep(60)
+        if (marks == -3).any():
+            await asyncio.sleep(0.5)
         self._served += len(marks)
         third = np.full((len(marks), 3), 1 / 3, np.float32)
         one = np.ones(len(marks), np.float32)
