@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from app.api.deps import Gateway, Service
+from app.api.ops import replica_figures
+from app.api.recent import Recent
 from app.backends.base import Backend
 from app.backends.breaker import Guarded
 from app.backends.in_process import InProcessBackend, RegistrySource
@@ -17,6 +20,7 @@ from app.backends.ray_serve import RayServeBackend
 from app.backends.remote import RemoteBackend
 from app.drain import Drain
 from app.identity import build_identity
+from app.observability.loop_lag import LoopLag
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Limits, RateLimiter
@@ -30,6 +34,7 @@ from app.settings import ConfigError, SecretFile, Settings, read_secret_file
 from app.shared.commands import Link
 
 _REFRESH_PERIOD_S = 0.25  # everybody sees what anybody changes within a second
+_REPLICAS_GOOD_S = 1.0  # scrapes and dashboards together ask them no more often
 
 
 def wire(
@@ -76,13 +81,21 @@ def wire(
         dispatcher=Dispatcher(arms, fraction=rollout.fraction, sticky_key=sticky_key, clock=clock),
         rollout=rollout,
         prober=prober,
+        replicas=Recent(partial(replica_figures, arms), keep_s=_REPLICAS_GOOD_S, clock=clock),
         door=identity.door,
         key_sources=identity.sources,
         limits=limiting.limits,
         metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
         drain=Drain(),
-        services=(rollout, *limiting.services, *identity.sources.values(), *arms, prober),
+        services=(
+            LoopLag(metrics.observe_loop_lag, clock=clock),
+            rollout,
+            *limiting.services,
+            *identity.sources.values(),
+            *arms,
+            prober,
+        ),
         sticky_key=sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,

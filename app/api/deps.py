@@ -10,6 +10,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from app.api import docs
+from app.api.recent import Recent
 from app.auth import Door, Principal
 from app.backends.base import Backend
 from app.backends.probe import Prober
@@ -51,6 +52,7 @@ class Gateway:
     """The parts of one gateway, put together by `app.wiring.wire`; routes find it as `app.state.gateway`.
 
     Attributes:
+        replicas: Ray Serve's own figures, of this second; None where it is not configured.
         services: Parts to start with the gateway, in this order, and to stop in the reverse one.
     """
 
@@ -58,6 +60,7 @@ class Gateway:
     dispatcher: Dispatcher
     rollout: Rollout
     prober: Prober
+    replicas: Recent[dict[str, Any] | None]
     door: Door
     limits: Limits
     metrics: Metrics

@@ -22,8 +22,8 @@ from app.api.bodies import single_headers
 from app.api.deps import require_model, require_scope, spend
 from app.api.patience import Patience
 from app.auth import Door, Principal
-from app.backends.base import Call
-from app.errors import BadRequest, Forbidden, problem_of
+from app.backends.base import MAX_CALL_WINDOWS, Call
+from app.errors import BadRequest, Forbidden, InvalidInput, problem_of
 from app.observability.ledger import Ledger
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
@@ -205,6 +205,8 @@ class HotPath:
                 deadline = ledger.started_at + asked.timeout_ms / 1e3
                 wish = replace(wish, deadline=min(wish.deadline, deadline))
                 patience.shorten(self._left_s(wish))
+            if len(asked.windows) > MAX_CALL_WINDOWS:
+                raise InvalidInput(f"a request may hold at most {MAX_CALL_WINDOWS} windows")
             ledger.close_stage("decode")
             allowance = await spend(self._limits.predict, self._metrics, account, len(asked.windows))
             ledger.close_stage("limit")

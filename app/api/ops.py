@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -68,21 +69,25 @@ async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
 @ray_serve_router.get("/stats", responses={404: {"description": "Ray Serve is not configured."}})
 async def show_ray_serve_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     """Ray Serve's figures, per replica and in total."""
-    for backend in gateway.backends:
-        if backend.name == CANARY:
-            return await _stats_of(backend)
-    raise NotFound("Ray Serve is not configured: RAY_ADDRESS is empty")
+    figures = await gateway.replicas()
+    if figures is None:
+        raise NotFound("Ray Serve is not configured: RAY_ADDRESS is empty")
+    return figures
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def show_metrics(gateway: GatewayDep, _: Scraper) -> Response:
     """Metrics for Prometheus."""
-    await _refresh_replicas(gateway)
+    if (figures := await gateway.replicas()) is not None:
+        _show_replicas(gateway, figures.get("replicas", []))
     return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _stats_of(backend: Backend) -> dict[str, Any]:
-    """The backend's figures, or the plain word that there are none now: a scrape must not wait for a peer."""
+async def replica_figures(backends: Iterable[Backend]) -> dict[str, Any] | None:
+    """Ray Serve's own figures, or the plain word that there are none now: a scrape must not wait for a peer."""
+    backend = next((backend for backend in backends if backend.name == CANARY), None)
+    if backend is None:
+        return None
     try:
         async with asyncio.timeout(_STATS_TIMEOUT_S):
             return await backend.stats()
@@ -90,9 +95,6 @@ async def _stats_of(backend: Backend) -> dict[str, Any]:
         return {"replicas": [], "missing": {backend.name: DeadlineExceeded.code}}
 
 
-async def _refresh_replicas(gateway: Gateway) -> None:
-    for backend in gateway.backends:
-        if backend.name == CANARY:
-            rows = (await _stats_of(backend)).get("replicas", [])
-            gpu_percent = {str(row["gpu_id"]): float(row["gpu_utilization_percent"]) for row in rows if "gpu_id" in row}
-            gateway.metrics.show_replicas(len(rows), gpu_percent)
+def _show_replicas(gateway: Gateway, rows: list[dict[str, Any]]) -> None:
+    gpu_percent = {str(row["gpu_id"]): float(row["gpu_utilization_percent"]) for row in rows if "gpu_id" in row}
+    gateway.metrics.show_replicas(len(rows), gpu_percent)

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,10 +21,13 @@ _MAX_WAITING_LINES = 10_000
 _FLUSH_INTERVAL_S = 0.2
 
 _SECRETS = re.compile(
-    r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]+"  # tokens
+    r"eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_.-]*)?"  # tokens, and what is left of one that was cut
     r"|gk_[A-Za-z0-9_-]+"  # API keys
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<=://)[^\s/@]*:[^\s/@]+(?=@)"  # user and password of an URL
     r"|(?i:bearer)\s+[^\s\"',]+"
-    r"|(?i:(?:secret|password|token|sticky_key)\w*[\"']?\s*[=:]\s*)[^\s,;]+"
+    r"|(?i:(?:secret|password|passwd|pepper|token|api_?key|sticky_key)\w*[\"']?\s*[=:]\s*)[^\s,;]+",
+    re.DOTALL,
 )
 
 
@@ -40,6 +43,7 @@ class LineWriter:
 
     Args:
         stream: Where lines go, binary.
+        on_drop: Told, from any thread, how many lines were just lost.
         max_waiting_lines: Lines to hold; beyond them lines are dropped.
         flush_interval_s: Seconds between writes.
     """
@@ -48,11 +52,14 @@ class LineWriter:
         self,
         stream: IO[bytes],
         *,
+        on_drop: Callable[[int], None] = lambda _: None,
         max_waiting_lines: int = _MAX_WAITING_LINES,
         flush_interval_s: float = _FLUSH_INTERVAL_S,
     ) -> None:
         self.dropped = 0
         self._stream = stream
+        self._on_drop = on_drop
+        self._may_be_torn = False
         self._max_waiting_lines = max_waiting_lines
         self._flush_interval_s = flush_interval_s
         self._waiting: deque[bytes] = deque()
@@ -65,12 +72,13 @@ class LineWriter:
 
     def write(self, fields: dict[str, Any]) -> None:
         """Queue one line of any fields."""
-        self.write_line(json.dumps(fields, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(fields, separators=(",", ":"))
+        self.write_line(line.replace("\x7f", "\\u007f").encode() + b"\n")
 
     def write_line(self, line: bytes) -> None:
         """Queue one line that is ASCII already; drops it when too many wait."""
         if len(self._waiting) >= self._max_waiting_lines:
-            self.dropped += 1
+            self._drop(1)
         else:
             self._waiting.append(line)
 
@@ -89,10 +97,16 @@ class LineWriter:
         if not lines:
             return
         try:
-            self._stream.write(b"".join(lines))
+            self._stream.write(b"\n" * self._may_be_torn + b"".join(lines))
             self._stream.flush()
+            self._may_be_torn = False
         except (OSError, ValueError):  # a full disk, a closed pipe or file
-            self.dropped += len(lines)
+            self._may_be_torn = True  # half a line may have left: the next one begins on a line of its own
+            self._drop(len(lines))
+
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        self._on_drop(count)
 
 
 class JsonHandler(logging.Handler):

@@ -20,6 +20,7 @@ NO_VERSION = "none"
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+_LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _MAX_VERSIONS = 32
 
@@ -102,6 +103,12 @@ class Metrics:
         self._allowance_series: dict[tuple[str, str, bool], Counter] = {}
         self._limits_local = gauge(
             "gateway_rate_limit_local", "1 while Redis is away and each worker counts alone", multiprocess_mode="max"
+        )
+        self._loop_lag = histogram(
+            "gateway_event_loop_lag_seconds", "By how much the event loop is late", buckets=_LAG_BUCKETS_S
+        )
+        self._dropped_lines = counter(
+            "gateway_log_lines_dropped_total", "Log lines that nobody took: a full disk, a closed or slow pipe"
         )
         self._http = counter(
             "http_requests_total", "Requests by method, route template and status", ["method", "handler", "status"]
@@ -202,6 +209,14 @@ class Metrics:
             status=info.modified_status,
             seconds=info.modified_duration,
         )
+
+    def observe_loop_lag(self, seconds: float) -> None:
+        """Count one measurement of the event loop's lag."""
+        self._loop_lag.observe(seconds)
+
+    def count_dropped_lines(self, count: int) -> None:
+        """Count log lines that could not be written; from any thread."""
+        self._dropped_lines.inc(count)
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes; over all workers where there are several."""

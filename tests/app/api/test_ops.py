@@ -256,3 +256,73 @@ async def test_shedding_is_counted_by_kind(gateway: GatewayUnderTest) -> None:
     samples = await scrape(gateway)
     name = 'cnn_lstm_prediction_errors_total{error_type="temporary-reduced-capacity",model_version="none"}'
     assert samples[name] == 1
+
+
+async def test_scrapes_together_ask_the_replicas_once(make_gateway: MakeGateway) -> None:
+    class Counting(FakeBackend):
+        asked = 0
+
+        async def stats(self) -> dict[str, Any]:
+            self.asked += 1
+            await asyncio.sleep(0.01)
+            return await super().stats()
+
+    backend = Counting()
+    async with make_gateway(backends=[backend], metrics_public=True) as gateway:
+        await asyncio.gather(*(gateway.client.get("/metrics") for _ in range(50)))
+        assert backend.asked == 1
+
+
+async def test_names_methods_and_paths_that_callers_make_up_add_no_series(gateway: GatewayUnderTest) -> None:
+    async def provoke(i: int) -> None:
+        await gateway.client.get(f"/v2/models/model-{i}", headers=bearer)
+        await gateway.client.post(f"/v2/models/model-{i}/versions/{i}/infer", headers=bearer)
+        await gateway.client.request(f"METHOD{i}", f"/path-{i}")
+
+    bearer = gateway.bearer()
+    await provoke(0)
+    await scrape(gateway)
+    before = set(await scrape(gateway))
+    for i in range(1, 100):
+        await provoke(i)
+    assert set(await scrape(gateway)) == before
+
+
+# Where strangers look first.
+KNOWN_PATHS = (
+    *(
+        "/admin",
+        "/.env",
+        "/.git/config",
+        "/actuator/env",
+        "/api",
+        "/api/jobs/",
+        "/api/version",
+        "/console",
+        "/debug/pprof/",
+    ),
+    *("/etc/passwd", "/graphql", "/info", "/login", "/metrics", "/openapi.json", "/docs", "/redoc", "/phpinfo.php"),
+    *("/ray-serve/stats", "/robots.txt", "/rollout", "/server-status", "/stats", "/swagger.json", "/v1/models"),
+    *(
+        "/v2",
+        "/v2/models/cnn_lstm",
+        "/v2/models/stats",
+        "/v2/repository/index",
+        "/wp-login.php",
+        "/-/healthz",
+        "/-/routes",
+    ),
+)
+
+
+@pytest.mark.parametrize("path", KNOWN_PATHS)
+async def test_a_stranger_finds_nothing_where_others_keep_it(make_gateway: MakeGateway, path: str) -> None:
+    async with make_gateway(docs=False) as gateway:
+        response = await gateway.client.get(path)
+        assert response.status_code in {401, 404}
+        assert len(response.content) < 512
+
+
+async def test_the_event_loop_s_lag_is_measured(gateway: GatewayUnderTest) -> None:
+    while not (await scrape(gateway))["gateway_event_loop_lag_seconds_count"]:
+        await asyncio.sleep(0.02)

@@ -256,6 +256,38 @@ async def test_a_header_given_twice_is_400(gateway: GatewayUnderTest, name: str)
     assert_problem(response, 400, "bad-request")
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Accept-Encoding", "gzip"), ("Accept-Encoding", "br")],
+        [("Traceparent", f"00-{'a' * 32}-{'b' * 16}-01"), ("Traceparent", f"00-{'c' * 32}-{'d' * 16}-01")],
+        [("X_Request_Timeout_Ms", "x"), ("X_Route_To", "legacy"), ("Content_Type", "text/plain")],
+    ],
+)
+async def test_headers_that_say_nothing_certain_are_passed_over(
+    gateway: GatewayUnderTest, headers: list[tuple[str, str]]
+) -> None:
+    known = [*gateway.bearer().items(), ("Content-Type", "application/octet-stream")]
+    body = some_windows(1).tobytes()
+    response = await gateway.client.post("/ray-serve/predict", content=body, headers=[*known, *headers])
+    assert response.status_code == 200
+    assert response.headers["x-served-by"] == "ray_serve"
+    assert gateway.calls()[-1].trace is None
+
+
+async def test_a_credential_in_a_header_of_almost_that_name_is_none(gateway: GatewayUnderTest) -> None:
+    for name in ("Authorization_", "X-Authorization", "Proxy-Authorization"):
+        response = await gateway.client.get("/v2", headers={name: gateway.bearer()["Authorization"]})
+        assert response.status_code == 401
+
+
+async def test_more_windows_than_can_ever_wait_are_422(make_gateway: MakeGateway) -> None:
+    async with make_gateway(max_body_bytes=32 << 20) as gateway:
+        assert_problem(await gateway.predict(some_windows(1025)), 422, "invalid-input")
+        assert gateway.calls() == []
+        assert (await gateway.predict(some_windows(1024))).status_code == 200
+
+
 # --- bodies
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def lines_of(stream: io.BytesIO) -> list[dict[str, Any]]:
         '"}\n{"level":"error"',
         "é漢字",
         "\x85",
+        "\x7f",
     ],
 )
 def test_one_record_is_one_ascii_line(stream: io.BytesIO, text: str) -> None:
@@ -58,6 +60,13 @@ def test_one_record_is_one_ascii_line(stream: io.BytesIO, text: str) -> None:
         ("GATEWAY_JWT_SECRET=hunter2hunter2", "hunter2"),
         ("'password': 'hunter2'", "hunter2"),
         ("sticky_key = hunter2", "hunter2"),
+        ("a token cut off: eyJhbGciOiJIUzI1NiJ9", "hbGciOiJIUzI1NiJ9"),
+        ("redis://ann:hunter2@redis.example:6379/0 is away", "hunter2"),
+        ("rediss://:hunter2@10.0.0.7", "hunter2"),
+        ("pepper: hunter2", "hunter2"),
+        ("API_KEY=hunter2", "hunter2"),
+        ("-----BEGIN EC PRIVATE KEY-----\nhunter2\nhunter2\n-----END EC PRIVATE KEY-----", "hunter2"),
+        ("-----BEGIN PRIVATE KEY-----\nhunter2", "hunter2"),
     ],
 )
 def test_secrets_are_redacted(stream: io.BytesIO, text: str, secret: str) -> None:
@@ -146,3 +155,35 @@ def test_a_broken_stream_is_counted_and_survived() -> None:
     writer.write({"n": 0})
     writer.close()
     assert writer.dropped == 1
+
+
+def test_whoever_watches_is_told_of_every_lost_line() -> None:
+    lost: list[int] = []
+    writer = LineWriter(io.BytesIO(), on_drop=lost.append, max_waiting_lines=2)
+    for n in range(5):
+        writer.write({"n": n})
+    assert sum(lost) == writer.dropped == 3
+    writer.start()
+    writer.close()
+
+
+def test_the_line_after_a_full_disk_begins_on_its_own() -> None:
+    class Filling(io.BytesIO):
+        room = 20
+
+        def write(self, data: Any) -> int:
+            if len(data) > self.room:
+                super().write(bytes(data)[: self.room])
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    stream = Filling()
+    writer = LineWriter(stream, flush_interval_s=0.001)
+    writer.start()
+    writer.write({"lost": "x" * 100})
+    while not writer.dropped:
+        time.sleep(0.001)
+    stream.room = 1000
+    writer.write({"n": 1})
+    writer.close()
+    assert json.loads(stream.getvalue().splitlines()[-1]) == {"n": 1}
