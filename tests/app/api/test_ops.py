@@ -3,72 +3,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from starlette.routing import Route
 
 from app.api import docs
-from app.api.deps import PUBLIC_PATHS
 from app.backends.fake import FakeBackend
 from app.errors import PROBLEM_JSON
 from app.observability.metrics import LATENCY_BUCKETS_S
 from serve_app.contract import ModelFailed, NotReady, Overloaded
+from tests.app.api.routes import routes_of
 from tests.app.under_test import GatewayUnderTest, MakeGateway, some_windows
-
-SCOPES = ("predict", "ops", "admin", "features")
-# Who may use which route; a route that is missing here fails the test that walks them.
-NEEDED = {
-    ("POST", "/ray-serve/predict"): "predict",
-    ("GET", "/ray-serve/stats"): "ops",
-    ("GET", "/stats"): "ops",
-    ("GET", "/metrics"): "ops",
-    ("GET", "/rollout"): "ops",
-    ("PUT", "/rollout"): "admin",
-    ("GET", "/v2"): "predict",
-    ("GET", "/v2/models/stats"): "predict",
-    ("GET", "/v2/models/{model}"): "predict",
-    ("GET", "/v2/models/{model}/ready"): "predict",
-    ("GET", "/v2/models/{model}/stats"): "predict",
-    ("POST", "/v2/models/{model}/infer"): "predict",
-    ("GET", "/v2/models/{model}/versions/{version}"): "predict",
-    ("GET", "/v2/models/{model}/versions/{version}/ready"): "predict",
-    ("GET", "/v2/models/{model}/versions/{version}/stats"): "predict",
-    ("POST", "/v2/models/{model}/versions/{version}/infer"): "predict",
-}
-
-
-def routes_of(gateway: GatewayUnderTest) -> set[tuple[str, str]]:
-    """Every method and path that the application serves, whether OpenAPI shows it or not."""
-
-    def walk(routes: Any) -> AsyncIterator[tuple[str, str]]:
-        for route in routes:
-            contexts = getattr(route, "effective_route_contexts", None)
-            if contexts is not None:
-                yield from walk(contexts())
-            elif isinstance(getattr(route, "methods", None), set):
-                yield from ((method, route.path) for method in route.methods - {"HEAD"})
-            else:
-                raise AssertionError(f"a route of an unknown kind: {route}")
-
-    return set(walk(gateway.app.routes))
-
-
-async def test_every_route_has_a_scope_or_is_public(gateway: GatewayUnderTest) -> None:
-    routes = routes_of(gateway)
-    assert isinstance(next(iter(gateway.app.routes)), Route)
-    assert {path for _, path in routes} - PUBLIC_PATHS == {path for _, path in NEEDED}
-    for method, path in routes:
-        without = await gateway.client.request(method, path)
-        if path in PUBLIC_PATHS:
-            assert without.status_code in {200, 503}, path
-            continue
-        assert without.status_code == 401, path
-        assert without.headers["www-authenticate"].startswith("Bearer")
-        for scope in SCOPES:
-            response = await gateway.client.request(method, path, headers=gateway.bearer(scope))
-            assert (response.status_code == 403) == (scope != NEEDED[method, path]), (method, path, scope)
 
 
 async def test_openapi_lists_the_routes_that_are_served(gateway: GatewayUnderTest) -> None:
