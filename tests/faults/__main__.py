@@ -1,13 +1,12 @@
-"""`make faults`: every fault in turn, and the table of what became of the requests meanwhile.
-
-`-k WORD` takes the scenarios with the word in their names; their rows replace those of an earlier run.
-"""
+"""`make faults`: every fault in turn, and the table of what became of the requests meanwhile."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -20,23 +19,40 @@ from tests.faults.laboratory import Laboratory
 from tests.faults.scenario import Row, Scenario, run
 
 FOLDER = Path(".bench") / "faults"
+PAGE = Path("docs") / "faults.md"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("-k", dest="word", default="", help="scenarios with this word in their names")
-    parser.add_argument("--list", action="store_true", help="name the scenarios and do nothing")
-    options = parser.parse_args()
-    chosen = [scenario for scenario in ALL if options.word in scenario.name]
+    options = _options()
+    chosen = [scenario for scenario in ALL if any(word in scenario.name for word in options.words)]
     if options.list:
         print("\n".join(f"{scenario.name}: {scenario.fault}" for scenario in chosen))
+        return 0
+    if options.record:
+        report.record(report.read(FOLDER), PAGE, _circumstances())
         return 0
     os.environ.update(LOCAL_ENV)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     rows = try_all(chosen)
     print("\n" + report.table(rows))
-    print(f"{FOLDER / 'faults.md'} says what became of each promise")
+    print(f"{FOLDER / 'faults.md'} says what became of each promise, {FOLDER / 'ledgers'} of each request")
     return 0 if len(rows) == len(chosen) and all(row.kept for row in rows) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument(
+        "-k",
+        dest="words",
+        action="append",
+        metavar="WORD",
+        help="only scenarios with this word in their names, or one of several; other rows stay from earlier runs",
+    )
+    parser.add_argument("--list", action="store_true", help="name the scenarios and do nothing")
+    parser.add_argument("--record", action="store_true", help=f"put the table of the last run into {PAGE}")
+    options = parser.parse_args()
+    options.words = options.words or [""]
+    return options
 
 
 def try_all(chosen: list[Scenario]) -> list[Row]:
@@ -46,8 +62,7 @@ def try_all(chosen: list[Scenario]) -> list[Row]:
             if (row := _try(scenario, lab)) is None:
                 continue
             rows.append(row)
-            kept = report.read(FOLDER)
-            report.write(report.merge(kept, row, [each.name for each in ALL]), FOLDER)
+            report.write(report.merge(report.read(FOLDER), row, [each.name for each in ALL]), FOLDER)
     return rows
 
 
@@ -66,6 +81,13 @@ def _try(scenario: Scenario, lab: Laboratory) -> Row | None:
     for finding in row.findings:
         print(f"    {finding}", flush=True)
     return row
+
+
+def _circumstances() -> str:
+    """When, of which commit, on which kind of machine."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return f"{time.strftime('%Y-%m-%d')}, commit {commit}, {machine}, `make faults`:"
 
 
 if __name__ == "__main__":

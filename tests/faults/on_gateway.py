@@ -71,6 +71,7 @@ def rolling_gateway_restart(times: int = 3, rate_rps: float = 100.0) -> Scenario
     return Scenario(
         name="rolling-gateway-restart",
         fault=f"SIGHUP to a gateway of two workers, {times} times",
+        promise="every request 200, on kept and new connections; ready throughout",
         stage=alone(workers=2),
         streams=desks(rate_rps),
         tail_s=5.0,
@@ -99,6 +100,7 @@ def gateways_restarted_behind_the_edge(rate_rps: float = 100.0) -> Scenario:
     return Scenario(
         name="gateways-restarted-behind-the-edge",
         fault="two gateways behind the edge, each ended (SIGTERM) and started again in turn",
+        promise="every request 200; exit code 0 each time",
         stage=stage,
         streams=streams,
         tail_s=3.0,
@@ -131,6 +133,7 @@ def lone_worker_killed() -> Scenario:
     return Scenario(
         name="lone-worker-killed",
         fault="the only worker killed; the requests it holds are lost, connections wait for the next one",
+        promise="answers again within 15 s",
         stage=alone(),
         streams=desks(20),
         tail_s=15.0,
@@ -143,6 +146,7 @@ def one_of_two_workers_killed() -> Scenario:
     return Scenario(
         name="one-of-two-workers-killed",
         fault="one of two workers killed; the requests it holds are lost",
+        promise="lost is only what it held; the other answers",
         stage=alone(workers=2),
         streams=desks(100),
         tail_s=15.0,
@@ -171,6 +175,7 @@ def log_disk_full() -> Scenario:
     return Scenario(
         name="log-disk-full",
         fault="every write of the log fails: no space left on the device",
+        promise="every request 200; log lines are dropped",
         stage=alone(under=["bash", "-c", 'exec "$@" > /dev/full 2>&1', "-"]),
         streams=desks(40),
         seconds=6.0,
@@ -182,6 +187,7 @@ def log_reader_gone() -> Scenario:
     return Scenario(
         name="log-reader-gone",
         fault="whoever reads the log through a pipe is killed",
+        promise="every request 200; log lines are dropped",
         stage=alone(under=["bash", "-c", 'exec "$@" > >(exec cat > /dev/null) 2>&1', "-"]),
         streams=desks(40),
         seconds=8.0,
@@ -202,6 +208,7 @@ def out_of_descriptors() -> Scenario:
     return Scenario(
         name="out-of-descriptors",
         fault="more idle connections than the gateway may have descriptors (128)",
+        promise="connections that are there are served; new ones as soon as there are descriptors",
         stage=alone(under=["prlimit", "--nofile=128:128"]),
         streams=on_kept_connections(40),
         tail_s=3.0,
@@ -253,6 +260,7 @@ def clients_leave(count: int = 500) -> Scenario:
     return Scenario(
         name="clients-leave",
         fault=f"{count} clients reset their connection in the middle of their request",
+        promise="their work is given up; nothing under way 2 s later; others 200",
         stage=ray(),
         streams=desks(20),
         tail_s=4.0,
@@ -300,6 +308,7 @@ def heavy_bodies(rate_rps: float = 4.0) -> Scenario:
     return Scenario(
         name="heavy-bodies",
         fault=f"{rate_rps:g} bodies a second of 1 MiB of JSON with every row wrong",
+        promise="400 or 422; others 200; 95 % of the probes within 50 ms",
         stage=alone(),
         streams=streams,
         seconds=10.0,
@@ -332,6 +341,7 @@ def bad_rows(share: int = 32) -> Scenario:
     return Scenario(
         name="bad-rows",
         fault="one request in 32 holds a window with NaN",
+        promise="422 for it alone",
         stage=ray(),
         streams=streams,
         seconds=8.0,
@@ -355,6 +365,7 @@ def overload(times: float, name: str, seconds: float = 15.0) -> Scenario:
     return Scenario(
         name=name,
         fault=f"{times:g} times the capacity offered, a polite tenant among it",
+        promise="goodput 90 % of its peak, p99 twice at most, refusals in 20 ms, health in 50 ms; the polite one served",
         stage=stage,
         streams=flood_beside_polite(times),
         seconds=seconds,

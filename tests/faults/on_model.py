@@ -67,6 +67,7 @@ def output_not_a_number() -> Scenario:
     return Scenario(
         name="output-not-a-number",
         fault="the model answers NaN, nobody else to answer",
+        promise="never a number: 502, then 503; 200 within 10 s of the cure",
         stage=faulty(),
         streams=desks(40),
         seconds=8.0,
@@ -86,6 +87,7 @@ def output_not_a_number_with_legacy() -> Scenario:
     return Scenario(
         name="output-not-a-number-with-legacy",
         fault="the model on Ray Serve answers NaN, legacy does not",
+        promise="every request 200, from legacy",
         stage=faulty(legacy="in_process"),
         streams=desks(40),
         seconds=8.0,
@@ -106,6 +108,7 @@ def bad_row_fails_a_pass() -> Scenario:
     return Scenario(
         name="bad-row-fails-a-pass",
         fault="one window in 32 makes the forward pass of its group raise",
+        promise="502 for that request alone",
         stage=faulty(),
         streams=streams,
         script=[Step(0.0, "the fault", behave("raise", mark=MARK, ms=20))],
@@ -118,6 +121,7 @@ def large_batches_out_of_memory() -> Scenario:
     return Scenario(
         name="large-batches-out-of-memory",
         fault="the device has no memory for batches above 8 windows; requests have 16",
+        promise="every request 200: the batch is halved",
         stage=faulty(),
         streams=desks(20, windows=16),
         seconds=8.0,
@@ -130,6 +134,7 @@ def out_of_memory() -> Scenario:
     return Scenario(
         name="out-of-memory",
         fault="the device has no memory for any batch, until a replica was replaced",
+        promise="503; the replica is replaced; 200 within 15 s of the cure",
         stage=faulty(),
         streams=desks(20),
         script=[
@@ -155,6 +160,7 @@ def model_hangs() -> Scenario:
     return Scenario(
         name="model-hangs",
         fault="the forward pass hangs, on every replica, until a replica was replaced; nobody else to answer",
+        promise="503 or 504; the replica is replaced; 200 within 10 s of the cure",
         stage=faulty(),
         streams=desks(20),
         script=[
@@ -173,6 +179,7 @@ def replica_runs_out_of_luck() -> Scenario:
     return Scenario(
         name="request-kills-replica",
         fault="every 100th forward pass ends its process, nobody else to answer",
+        promise="every request 200 from Ray Serve, by one retry",
         stage=faulty(),
         streams=desks(20),
         seconds=15.0,

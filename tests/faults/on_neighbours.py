@@ -85,6 +85,7 @@ def redis_fault(
     return Scenario(
         name=name,
         fault=fault,
+        promise="every request 200; three pay 50 ms at most, then local limits; shared ones within 5 s of the cure",
         stage=with_redis(),
         streams=desks(40),
         script=[Step(4.0, "the fault", break_it), Step(4.0 + seconds, "the cure", mend_it)],
@@ -155,6 +156,7 @@ def redis_away_at_start() -> Scenario:
     return Scenario(
         name="redis-away-at-start",
         fault="the gateway started without Redis, which comes later",
+        promise="every request 200; shared limits within 5 s of its coming",
         stage=with_redis(is_there=False),
         streams=desks(40),
         script=[Step(4.0, "its coming", lambda floor: floor.parts["proxy"].up())],
@@ -209,6 +211,7 @@ def legacy_fault(name: str, fault: str, toxics: Toxics) -> Scenario:
     return Scenario(
         name=name,
         fault=fault,
+        promise="Ray Serve's requests 200 and as quick; legacy's 502 to 504 within 500 ms; 200 within 7 s of the cure",
         stage=with_old_service,
         streams=on_both_arms,
         script=[Step(3.0, "the fault", bad_network(toxics)), Step(6.0, "the cure", bad_network(CLEAN))],
@@ -267,6 +270,7 @@ def bridge_frozen() -> Scenario:
     return Scenario(
         name="bridge-frozen",
         fault="the bridge to Ray stopped (SIGSTOP), legacy behind it",
+        promise="every request 200; Ray Serve again within 20 s",
         stage=ray(engine="noop", legacy="in_process"),
         streams=desks(40),
         script=[Step(3.0, "the stop", lambda floor: freeze(floor.lab, bridges_of(floor.gateway)[0]))],
@@ -286,6 +290,7 @@ def bridge_killed() -> Scenario:
     return Scenario(
         name="bridge-killed",
         fault="the bridge to Ray killed, legacy behind it",
+        promise="every request 200; Ray Serve again within 12 s",
         stage=ray(engine="noop", legacy="in_process"),
         streams=desks(40),
         script=[Step(3.0, "the kill", lambda floor: os.kill(bridges_of(floor.gateway)[0], signal.SIGKILL))],
@@ -340,6 +345,7 @@ def registry_away() -> Scenario:
     return Scenario(
         name="registry-away",
         fault="the registry moved away under a running service, and another gateway started without it",
+        promise="every request 200; the other ends with 78 and names the path",
         stage=with_own_registry,
         streams=desks(20),
         script=[Step(2.0, "the move", move_away), Step(3.0, "the start of another", start_another)],
@@ -368,6 +374,7 @@ def bad_versions_published() -> Scenario:
     return Scenario(
         name="bad-versions-published",
         fault="six bad versions deployed: cut short, renamed, other shapes, other types, empty, changed later",
+        promise="every request 200 by the old version; each bad one rejected by name",
         stage=with_own_registry,
         streams=desks(20),
         script=[Step(2.0, "their deployment", publish_and_deploy)],
@@ -458,6 +465,7 @@ def clock_jumps() -> Scenario:
     return Scenario(
         name="clock-jumps",
         fault="the wall clock jumps an hour ahead, an hour back, ten years ahead, ten years back",
+        promise="tokens by the wall clock, durations by the monotonic one; 401 where a token is out of its time",
         stage=stage,
         streams=streams,
         script=[

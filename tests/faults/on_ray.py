@@ -107,6 +107,7 @@ def replica_killed(seconds: float = 60.0) -> Scenario:
     return Scenario(
         name="replica-killed",
         fault="one of two replicas killed every 5 s, nobody else to answer",
+        promise="every request 200 from Ray Serve, by one retry",
         stage=ray(),
         streams=desks(40),
         seconds=seconds,
@@ -119,6 +120,7 @@ def replica_killed_with_legacy(seconds: float = 60.0) -> Scenario:
     return Scenario(
         name="replica-killed-with-legacy",
         fault="one of two replicas of the shipped model killed every 5 s, legacy behind them",
+        promise="every request 200, from whichever arm",
         stage=ray(engine="torch", legacy="in_process"),
         streams=desks(40),
         seconds=seconds,
@@ -131,6 +133,7 @@ def all_replicas_killed() -> Scenario:
     return Scenario(
         name="all-replicas-killed",
         fault="every replica killed at once, nobody else to answer",
+        promise="503 or 504, soon 503 within 20 ms with Retry-After; answers 2 s after a replica is back",
         stage=ray(),
         streams=desks(40),
         tail_s=6.0,
@@ -169,6 +172,7 @@ def retry_storm(clients: int = 200) -> Scenario:
     return Scenario(
         name="retry-storm",
         fault=f"every replica killed under {clients} clients that retry when they are told to, and two desks",
+        promise="503 or 504; everybody is answered within 15 s of the replicas' return",
         stage=stage,
         streams=desks(20),
         script=[
@@ -196,6 +200,7 @@ def replica_frozen() -> Scenario:
     return Scenario(
         name="replica-frozen",
         fault="one of two replicas stopped (SIGSTOP), nobody else to answer",
+        promise="504 at worst for what it holds; replaced within 20 s",
         stage=ray(),
         streams=desks(20),
         tail_s=4.0,
@@ -214,6 +219,7 @@ def controller_killed() -> Scenario:
     return Scenario(
         name="controller-killed",
         fault="Serve's controller killed",
+        promise="nobody notices",
         stage=ray(),
         streams=desks(40),
         seconds=12.0,
@@ -226,6 +232,7 @@ def control_store_killed() -> Scenario:
     return Scenario(
         name="control-store-killed",
         fault="the cluster's control store killed, a new head 10 s later, deployed again",
+        promise="legacy answers throughout; Ray Serve again within 10 s of RUNNING; the gateway's process stays",
         stage=ray(engine="noop", legacy="in_process"),
         streams=desks(40),
         tail_s=12.0,
@@ -238,6 +245,7 @@ def head_replaced() -> Scenario:
     return Scenario(
         name="head-replaced",
         fault="the whole cluster killed, a new one at its address, deployed again; the shipped model on both sides",
+        promise="legacy answers throughout; Ray Serve again within 10 s of RUNNING; the gateway's process stays",
         stage=ray(engine="torch", legacy="in_process"),
         streams=desks(40),
         tail_s=12.0,
@@ -289,6 +297,7 @@ def no_cluster_at_start() -> Scenario:
     return Scenario(
         name="no-cluster-at-start",
         fault="the gateway started without a cluster, which comes later; nobody else to answer",
+        promise="live at once, not ready, 503 within 20 ms; Ray Serve within 10 s of RUNNING",
         stage=stage,
         streams=desks(20),
         tail_s=12.0,
@@ -315,6 +324,7 @@ def rolling_redeploy(times: int = 3, rate_rps: float = 100.0, seconds: float = 5
     return Scenario(
         name="rolling-redeploy",
         fault=f"{times} redeploys that restart both replicas in turn, nobody else to answer",
+        promise="every request 200 from Ray Serve",
         stage=ray(engine="noop"),
         streams=desks(rate_rps),
         seconds=seconds,

@@ -1,4 +1,4 @@
-"""The fault table: as JSON for machines, as markdown for people."""
+"""The fault table: as JSON for machines, as markdown for people, and as the measured copy in the documents."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 from tests.faults.scenario import Row
 
 HEAD = (
-    "| fault | requests | answered | lost | late | p50, p99 ms | time to recover | promises |\n"
+    "| fault | requests | answered | lost | late | p50, p99 ms | back after | promises |\n"
     "|---|--:|---|--:|--:|--:|--:|---|\n"
 )
+PROMISES_HEAD = "| fault | what is done | promised |\n|---|---|---|\n"
+BEGIN, END = "<!-- measured: make faults ARGS=--record -->\n", "<!-- end -->\n"
 
 
-def write(rows: Sequence[Row], folder: Path) -> Path:
-    """Write `faults.json` and `faults.md`; returns the latter."""
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """Write `faults.json` and `faults.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faults.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    (folder / "faults.md").write_text(table(rows) + "\n" + details(rows))
-    return folder / "faults.md"
+    (folder / "faults.md").write_text(table(rows) + details(rows))
 
 
 def read(folder: Path) -> list[Row]:
@@ -34,6 +35,15 @@ def merge(old: Sequence[Row], new: Row, order: Sequence[str]) -> list[Row]:
     """The rows with one replaced or added, in the order of the names."""
     rows = {row.name: row for row in (*old, new)}
     return [rows[name] for name in order if name in rows]
+
+
+def record(rows: Sequence[Row], page: Path, circumstances: str) -> None:
+    """Put the table into a page, between its two marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    promises = "".join(f"| `{row.name}` | {row.fault} | {row.promise} |\n" for row in rows)
+    measured = f"{circumstances}\n\n{table(rows)}\n{PROMISES_HEAD}{promises}"
+    page.write_text(before + BEGIN + measured + END + after)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -91,16 +91,18 @@ class Scenario:
     """Attributes:
     name: A plain word or two, to choose it by.
     fault: What is done.
+    promise: What callers are promised meanwhile, for people.
     stage: Sets up what it runs on.
     streams: The load.
     seconds: How long it is offered, at least; steps that take longer prolong it.
     tail_s: How long it goes on after the last step.
     script: Steps in the order of their times.
-    promises: Every one must be kept.
+    promises: The same as rules; every one must be kept.
     """
 
     name: str
     fault: str
+    promise: str
     stage: Callable[[Laboratory], Floor]
     streams: Callable[[Floor], list[Stream]]
     promises: Sequence[Promise]
@@ -116,6 +118,7 @@ class Row:
 
     name: str
     fault: str
+    promise: str
     kept: bool
     sent: int
     answers: dict[str, int]
@@ -199,6 +202,7 @@ def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: f
     return Row(
         name=scenario.name,
         fault=scenario.fault,
+        promise=scenario.promise,
         kept=all(finding.kept for finding in findings),
         sent=len(desks.results),
         answers=dict(Counter(map(answer_of, desks.results)).most_common()),
