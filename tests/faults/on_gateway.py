@@ -365,7 +365,7 @@ def overload(times: float, name: str, seconds: float = 15.0) -> Scenario:
     return Scenario(
         name=name,
         fault=f"{times:g} times the capacity offered, a polite tenant among it",
-        promise="goodput 90 % of its peak, p99 twice at most, refusals in 20 ms, health in 50 ms; the polite one served",
+        promise="goodput 90 % of its peak, p99 doubled at most, refusals in 20 ms, health in 50; the polite one served",
         stage=stage,
         streams=flood_beside_polite(times),
         seconds=seconds,
