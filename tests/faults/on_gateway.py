@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.docker.edge.process import HOST, EdgeProcess
+from tests.docker.edge.process import HOST, EdgeProcess, missing
 from tests.faults.laboratory import Laboratory, children, command_of, rss_mib
 from tests.faults.promises import (
     gateway_lives,
@@ -84,6 +84,7 @@ def gateways_restarted_behind_the_edge(rate_rps: float = 100.0) -> Scenario:
     """Clients keep their connections to the edge, over TLS; it moves on when a gateway gives notice."""
 
     def stage(lab: Laboratory) -> Floor:
+        assert missing() is None, missing()
         lab.end_gateway()
         gateways = {name: _start_gateway(lab, name) for name in ("first", "second")}
         for gateway in gateways.values():
