@@ -1,0 +1,161 @@
+"""When Redis is asked and waited for; what a real Redis does is among the integration tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from app.rate_limit.memory import LocalLimiter, MinuteCounters
+from app.rate_limit.shared import MAX_LATE, MAX_WAITING, SharedCounters, SharedLimiter
+from app.shared.commands import Command, RedisAway
+
+NEW = [1, None, -2, b"1", 120_000]
+
+
+class FakeLink:
+    """A Redis that admits everything, when it is told to answer."""
+
+    def __init__(self) -> None:
+        self.bundles: list[int] = []
+        self.failure: RedisAway | None = None
+        self.answers_now = True
+        self._answering = asyncio.Event()
+
+    async def ask(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        self.bundles.append(len(commands))
+        if self.failure is not None:
+            raise self.failure
+        if not self.answers_now:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._answering.wait()
+            except TimeoutError:
+                raise RedisAway("TimeoutError") from None
+        return [list(NEW) for _ in commands]
+
+    async def close(self) -> None: ...
+
+    def hang(self) -> None:
+        self.answers_now = False
+        self._answering.clear()
+
+    def answer(self) -> None:
+        self.answers_now = True
+        self._answering.set()
+
+
+@pytest.fixture
+async def link() -> FakeLink:
+    return FakeLink()
+
+
+@pytest.fixture
+async def counters(link: FakeLink) -> AsyncIterator[SharedCounters]:
+    counters = SharedCounters(link, timeout_s=0.05, doubt_after_s=0.01, probe_period_s=0.01)
+    await counters.start()
+    link.bundles.clear()
+    yield counters
+    await counters.stop()
+
+
+async def test_what_is_asked_meanwhile_goes_with_the_next_bundle(counters: SharedCounters, link: FakeLink) -> None:
+    link.hang()
+    first = asyncio.create_task(counters.spend("a", 10, 1))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(20)]
+    await asyncio.sleep(0)
+    link.answer()
+    assert None not in await asyncio.gather(first, *others)
+    assert link.bundles == [1, 20]
+
+
+async def test_when_a_bundle_takes_long_all_but_a_few_are_let_go_and_nobody_new_waits(
+    counters: SharedCounters, link: FakeLink
+) -> None:
+    link.hang()
+    waiting = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(20)]
+    done, late = await asyncio.wait(waiting, timeout=0.03)
+    assert len(late) <= MAX_LATE
+    assert {task.result() for task in done} == {None}
+    assert await counters.spend("a", 10, 1) is None
+    assert link.bundles == [20]
+    link.answer()
+    await asyncio.gather(*late)
+    assert not counters.is_away
+    assert await counters.spend("a", 10, 1) is not None
+
+
+async def test_after_a_failure_redis_is_left_alone_until_it_answers_probes(
+    counters: SharedCounters, link: FakeLink
+) -> None:
+    link.failure = RedisAway("ConnectionError")
+    assert await counters.spend("a", 10, 1) is None
+    assert counters.is_away
+    asked = len(link.bundles)
+    assert {await counters.spend("a", 10, 1) for _ in range(50)} == {None}
+    assert len(link.bundles) == asked
+    await asyncio.sleep(0.05)
+    assert counters.is_away
+    link.failure = None
+    async with asyncio.timeout(1):
+        while counters.is_away:
+            await asyncio.sleep(0.001)
+    assert await counters.spend("a", 10, 1) is not None
+
+
+async def test_so_many_wait_and_no_more(counters: SharedCounters, link: FakeLink) -> None:
+    link.hang()
+    under_way = asyncio.create_task(counters.spend("a", 10, 1))
+    while not link.bundles:
+        await asyncio.sleep(0)
+    waiting = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(MAX_WAITING)]
+    await asyncio.sleep(0)
+    assert await counters.spend("a", 10, 1) is None
+    link.answer()
+    assert None not in await asyncio.gather(under_way, *waiting)
+    assert link.bundles == [1, MAX_WAITING]
+
+
+async def test_a_caller_who_leaves_spoils_nothing_for_the_others(counters: SharedCounters, link: FakeLink) -> None:
+    link.hang()
+    tasks = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    link.answer()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert None not in results[1:]
+
+
+async def test_who_waits_at_the_end_is_let_go(link: FakeLink) -> None:
+    counters = SharedCounters(link)
+    await counters.start()
+    link.hang()
+    waiting = asyncio.create_task(counters.spend("a", 10, 1))
+    await asyncio.sleep(0)
+    await counters.stop()
+    assert await waiting is None
+
+
+async def test_what_redis_admitted_counts_when_it_is_away(counters: SharedCounters, link: FakeLink) -> None:
+    limiter = SharedLimiter(counters, LocalLimiter(MinuteCounters(lambda: 0.0), limit=10, mode="local"), limit=20)
+    assert [(await limiter.spend("a", 1)).mode for _ in range(8)] == ["shared"] * 8
+    link.failure = RedisAway("ConnectionError")
+    allowances = [await limiter.spend("a", 1) for _ in range(4)]
+    assert [allowance.admitted for allowance in allowances] == [True, True, False, False]
+    assert {(allowance.mode, allowance.limit) for allowance in allowances} == {("local", 10)}
+    assert allowances[0].headers()["X-RateLimit-Mode"] == "local"
+
+
+@pytest.mark.parametrize("answer", [None, 7, b"x", [], [1], [1, b"x", 0, b"1", 1], [1, b"1", -1, b"1", 1]])
+async def test_an_answer_that_makes_no_sense_is_nobody_s_exception(
+    counters: SharedCounters, link: FakeLink, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    async def ask(commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        return [answer for _ in commands]
+
+    monkeypatch.setattr(link, "ask", ask)
+    assert await counters.spend("a", 10, 1) is None
