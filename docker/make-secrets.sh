@@ -2,6 +2,9 @@
 # Make the secrets that docker-compose.yml hands to its services, each random; what is there stays as it is.
 #
 #     docker/make-secrets.sh [FOLDER]        default: the folder `secrets` beside this script
+#
+# The edge's certificate is one for development, for localhost; edge_ca.crt beside it is what clients are told to believe.
+# Put your own edge.crt (with what it was signed by) and edge.key there instead.
 set -eu
 umask 077
 
@@ -26,9 +29,11 @@ random_hex | keep jwt_secret
 random_hex | keep ray_token
 echo "requirepass $(random_hex)" | keep redis.conf
 
+"$(dirname "$0")/edge/make-certificate.sh" "$folder" localhost 127.0.0.1
+
 # Compose mounts these files as they are, owner and mode included.
 if [ "$(id -u)" = 0 ]; then
-    chown "$owner" "$folder"/jwt_secret "$folder"/ray_token "$folder"/redis.conf
+    chown "$owner" "$folder"/jwt_secret "$folder"/ray_token "$folder"/redis.conf "$folder"/edge.crt "$folder"/edge.key
 else
     echo "The services run as user $owner and must be able to read them: sudo chown $owner $folder/*" >&2
 fi

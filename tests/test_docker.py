@@ -18,6 +18,7 @@ from tests.integration.composed import read_compose
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+EDGE = ROOT / "docker" / "edge"
 SERVICES: dict[str, Any] = read_compose()["services"]
 
 
@@ -37,11 +38,11 @@ def test_the_compose_file_keeps_the_specification() -> None:
 
 def test_the_dockerfiles_pass_their_linter() -> None:
     assert len(DOCKERFILES) == 2
-    check("hadolint", *DOCKERFILES)
+    check("hadolint", *DOCKERFILES, EDGE / "Dockerfile")
 
 
 def test_the_scripts_pass_their_linter() -> None:
-    check("shellcheck", *(ROOT / "docker").glob("*.sh"))
+    check("shellcheck", *(ROOT / "docker").glob("**/*.sh"), EDGE / "start", EDGE / "alive")
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
@@ -51,6 +52,15 @@ def test_an_image_runs_as_nobody_special_and_carries_no_tools(dockerfile: Path) 
     assert re.search(r"^HEALTHCHECK ", stage, re.MULTILINE)
     assert not re.search(r"apt-get|pip install|gcc", stage)
     assert "--constraint constraints.txt" in dockerfile.read_text()
+
+
+def test_the_edges_image_runs_as_nobody_special_and_has_all_its_files() -> None:
+    stage = final_stage(EDGE / "Dockerfile")
+    assert re.search(r"^USER 10001:10001$", stage, re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK ", stage, re.MULTILINE)
+    copied = re.search(r"^COPY (.*) /opt/edge/$", stage, re.MULTILINE)
+    assert copied is not None
+    assert {*copied[1].split(), "Dockerfile", "make-certificate.sh"} == {path.name for path in EDGE.iterdir()}
 
 
 def test_the_serving_image_installs_what_the_model_side_imports() -> None:
@@ -68,14 +78,19 @@ def test_the_serving_image_installs_what_the_model_side_imports() -> None:
     assert imported - sys.stdlib_module_names - {"serve_app"} == packages
 
 
-def test_only_the_gateway_is_published_and_only_on_loopback() -> None:
+def test_only_the_edge_is_published_and_only_on_loopback() -> None:
     assert {name: service["ports"] for name, service in SERVICES.items() if "ports" in service} == {
-        "gateway": ["127.0.0.1:8000:8000"]
+        "edge": ["127.0.0.1:8443:8443"]
     }
     networks = read_compose()["networks"]
     for name, service in SERVICES.items():
         open_networks = {network for network in service.get("networks", ()) if not networks[network].get("internal")}
-        assert open_networks == ({"edge"} if name == "gateway" else set())
+        assert open_networks == ({"outside"} if name == "edge" else set())
+
+
+def test_the_gateway_believes_the_edge_and_nobody_else_about_addresses() -> None:
+    edge = SERVICES["edge"]["networks"]["front"]["ipv4_address"]
+    assert SERVICES["gateway"]["environment"]["GATEWAY_TRUSTED_PROXIES"] == edge
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -94,8 +109,9 @@ def test_environments_name_files_of_secrets_and_never_secrets(name: str) -> None
     secrets = {key: value for key, value in environment.items() if re.search("SECRET|TOKEN|PASSWORD|KEY", key)}
     for value in secrets.values():
         assert value.removeprefix("/run/secrets/") in SERVICES[name]["secrets"]
-    ours = {key for key in environment if key.startswith("GATEWAY_")}
-    assert ours <= {variable_of(field) for field in Settings.model_fields}
+    ours = {key for key in environment if key.startswith(("GATEWAY_", "EDGE_"))}
+    edges = set(re.findall(r"^(?:read_)?setting (EDGE_\w+)", (EDGE / "start").read_text(), re.MULTILINE))
+    assert ours <= {variable_of(field) for field in Settings.model_fields} | edges
 
 
 def test_every_ray_node_shares_serves_settings_and_asks_for_the_token() -> None:
@@ -112,8 +128,9 @@ def test_secrets_are_random_closed_and_made_once(tmp_path: Path) -> None:
     script = ROOT / "docker" / "make-secrets.sh"
     subprocess.run([script, tmp_path], check=True, capture_output=True)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert set(made) == {Path(secret["file"]).name for secret in read_compose()["secrets"].values()}
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o400 for path in tmp_path.iterdir())
+    public = {"edge_ca.crt"}
+    assert set(made) - public == {Path(secret["file"]).name for secret in read_compose()["secrets"].values()}
+    assert {path.name for path in tmp_path.iterdir() if stat.S_IMODE(path.stat().st_mode) != 0o400} == public
     check_secret(read_secret_file(tmp_path / "jwt_secret"), "jwt_secret")
     assert made["jwt_secret"] != made["ray_token"]
     subprocess.run([script, tmp_path], check=True, capture_output=True)

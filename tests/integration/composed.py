@@ -25,6 +25,8 @@ import yaml
 from app.local_ray import descendants
 from tests.integration.processes import ROOT, free_port, wait_until
 
+EDGE = ROOT / "docker" / "edge"
+USER = 10001  # of our images
 HEALTHY_LIMIT_S = 90.0
 COMPLETED_LIMIT_S = 120.0
 
@@ -46,8 +48,9 @@ class Composed:
         # Short, because Ray puts Unix sockets below it; Ray opens its folders to everybody, this one stays closed.
         self._folder = Path(tempfile.mkdtemp(prefix="compose-", dir="/tmp"))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._gcs, self._dashboard, self._redis, self._gateway = (str(free_port()) for _ in range(4))
+        self._gcs, self._dashboard, self._redis, self._gateway, self._edge = (str(free_port()) for _ in range(5))
         self.gateway_url = f"http://127.0.0.1:{self._gateway}"
+        self.edge_url = f"https://127.0.0.1:{self._edge}"
         self.dashboard_url = f"http://{self.HEAD}:{self._dashboard}"
         self.secrets = self._folder / "secrets"
         self._local = {name: self._places(name) for name in self._services}
@@ -55,6 +58,7 @@ class Composed:
     def __enter__(self) -> Composed:
         try:
             subprocess.run([ROOT / "docker" / "make-secrets.sh", self.secrets], check=True)
+            self._open_to_edge()
             self._start_all()
         except BaseException:
             self.stop()
@@ -97,6 +101,8 @@ class Composed:
         if command[:2] == ["ray", "start"]:  # a container has an address of its own, which Ray finds by itself
             command.append(f"--node-ip-address={self._address(name)}")
         with (self._folder / f"{name}.log").open("wb") as log:
+            if name == "edge" and os.geteuid() == 0:
+                os.fchown(log.fileno(), USER, USER)  # as a container's streams are its user's
             self._running[name] = subprocess.Popen(
                 command, **self._surroundings(name), stdout=log, stderr=log, start_new_session=True
             )
@@ -134,8 +140,12 @@ class Composed:
             "6379": self._redis if name == "redis" else self._gcs,
             "8265": self._dashboard,
             "8000": self._gateway,
+            "8443": self._edge,
+            "8081": str(free_port()),
             "10001": str(free_port()),
             "52365": str(free_port()),
+            "172.30.255.243": "127.0.0.1",
+            **({"gateway": "127.0.0.1", "/opt/edge": str(folder / "opt")} if name == "edge" else {}),
             "/run/secrets": str(self.secrets),
             "/models": str(ROOT / "models"),
             "/var/lib/sluice": str(folder / "state"),
@@ -151,12 +161,23 @@ class Composed:
         declared: Mapping[str, str] = self._services[service].get("environment", {})
         values = self._mapped(service, list(declared.values()))
         folder = self._local[service]["/tmp"]
-        path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/sbin:/usr/bin:/bin"
         image = {"PATH": path, "HOME": folder, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
-        return {"cwd": folder, "env": {**image, **dict(zip(declared, values, strict=True))}}
+        user = {"user": USER, "group": USER, "extra_groups": []} if service == "edge" and os.geteuid() == 0 else {}
+        return {"cwd": folder, "env": {**image, **dict(zip(declared, values, strict=True))}, **user}
+
+    def _open_to_edge(self) -> None:
+        """Nginx will not run as root, unlike the others: its files are its user's, where we are root."""
+        folder = Path(self._local["edge"]["/tmp"])
+        shutil.copytree(EDGE, folder / "opt")
+        if os.geteuid() == 0:
+            self._folder.chmod(0o711)
+            for path in (self.secrets, folder, *folder.rglob("*")):
+                os.chown(path, USER, USER)
 
     def _image_health_check(self, service: str) -> list[str]:
-        file = ROOT / self._services[service]["build"]["dockerfile"]
+        build = self._services[service]["build"]
+        file = ROOT / build["context"] / build.get("dockerfile", "Dockerfile")
         check = re.search(r"^HEALTHCHECK [^\[]*(\[.*\])$", file.read_text(), re.MULTILINE)
         assert check is not None, f"{file} has no health check"
         return ["CMD", *json.loads(check[1])]

@@ -144,7 +144,7 @@ def test_refusals_are_problems_in_the_gateways_form(edge: EdgeProcess, recorder:
         (get(target=b"/health").replace(b"GET", b"TRACE"), 405, "method-not-allowed"),
         (get(target=b"/health").replace(b"GET", b"PROPFIND"), 405, "method-not-allowed"),
         (get(target=b"/" + b"a" * 9000), 414, "target-too-long"),
-        (get(b"X: " + b"a" * 9000), 431, "headers-too-large"),
+        (get(b"X: " + b"a" * 9000), 431, "head-too-large"),
         (b"GET /health HTTP/1.1\r\nHost: other.test\r\n\r\n", 421, "misdirected-request"),
     ],
 )
