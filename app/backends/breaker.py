@@ -22,6 +22,7 @@ from typing import Any
 
 from app.backends.base import Answer, Backend, BackendStatus, Call
 from serve_app.contract import (
+    ERRORS_BY_CODE,
     DeadlineExceeded,
     InvalidWindows,
     ModelFailed,
@@ -155,7 +156,10 @@ class Breaker:
         """A probe was answered: an arm that has served before comes back step by step, a new one at once."""
         if self.state is State.OPEN:
             self._credit = 1.0  # the first call is let through
-            self._change(State.RECOVERING if self._has_served else State.CLOSED, "ok")
+            if self._has_served:
+                self._change(State.RECOVERING, self.reason)
+            else:
+                self._change(State.CLOSED, "ok")
         self.succeed()
 
     def fail_probe(self, code: str) -> None:
@@ -310,7 +314,10 @@ class Guarded:
         }
 
 
-def _refusal(reason: str) -> ServingError:
-    if reason == NotReady.code:
-        return NotReady("this arm cannot answer now")
-    return Unavailable("this arm failed, and is asked again when it answers its probes")
+def _refusal(code: str) -> ServingError:
+    """What an arm that is left alone answers: as it failed, but for what is not to be said before there was a try."""
+    kind = ERRORS_BY_CODE[code]
+    return (Unavailable if kind in _NEEDS_A_TRY else kind)("this arm fails, and is asked again when it answers a probe")
+
+
+_NEEDS_A_TRY = (DeadlineExceeded, ServingError)

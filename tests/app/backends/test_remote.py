@@ -507,7 +507,7 @@ async def test_three_refusals_of_the_service_open_its_breaker_and_it_is_asked_no
                 await arm.predict(call(1.0))
         assert (arm.status().ready, arm.status().reason) == (False, "unavailable")
         asked = len(old.received)
-        with pytest.raises(Unavailable, match="asked again when it answers its probes"):
+        with pytest.raises(Unavailable, match="asked again when it answers a probe"):
             await arm.predict(call(1.0))
         assert len(old.received) == asked
         old.behave = well
