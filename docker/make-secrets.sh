@@ -27,13 +27,16 @@ keep() { # NAME: standard input becomes the file, unless there is one
 mkdir -p "$folder"
 random_hex | keep jwt_secret
 random_hex | keep ray_token
-echo "requirepass $(random_hex)" | keep redis.conf
+[ ! -e "$folder/redis.conf" ] || sed -n 's/^requirepass //p' "$folder/redis.conf" | tr -d '\n' | keep redis_password
+random_hex | keep redis_password
+echo "requirepass $(cat "$folder/redis_password")" | keep redis.conf
 
 "$(dirname "$0")/edge/make-certificate.sh" "$folder" localhost 127.0.0.1
 
 # Compose mounts these files as they are, owner and mode included.
 if [ "$(id -u)" = 0 ]; then
-    chown "$owner" "$folder"/jwt_secret "$folder"/ray_token "$folder"/redis.conf "$folder"/edge.crt "$folder"/edge.key
+    cd "$folder"
+    chown "$owner" jwt_secret ray_token redis_password redis.conf edge.crt edge.key
 else
     echo "The services run as user $owner and must be able to read them: sudo chown $owner $folder/*" >&2
 fi

@@ -133,5 +133,6 @@ def test_secrets_are_random_closed_and_made_once(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir() if stat.S_IMODE(path.stat().st_mode) != 0o400} == public
     check_secret(read_secret_file(tmp_path / "jwt_secret"), "jwt_secret")
     assert made["jwt_secret"] != made["ray_token"]
+    assert made["redis.conf"].split() == [b"requirepass", made["redis_password"]]
     subprocess.run([script, tmp_path], check=True, capture_output=True)
     assert made == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -137,6 +137,7 @@ class Composed:
         return {
             "ray-head": self.HEAD,
             "0.0.0.0": self.HEAD if name == "ray-head" else "127.0.0.1",
+            "redis:6379": f"127.0.0.1:{self._redis}",
             "6379": self._redis if name == "redis" else self._gcs,
             "8265": self._dashboard,
             "8000": self._gateway,

@@ -43,6 +43,7 @@ def test_the_services_serve_a_prediction_through_ray() -> None:
             assert client.get("/ray-serve/stats").status_code == 404  # not from outside
         with httpx.Client(base_url=services.gateway_url, headers=headers, timeout=10, trust_env=False) as client:
             assert len(client.get("/ray-serve/stats").json()["replicas"]) == 1
+            assert "X-RateLimit-Mode" not in client.post("/ray-serve/predict", content=window).headers  # Redis counts
 
         secret = services.secrets / "ray_token"
         assert stat.S_IMODE(secret.stat().st_mode) == 0o400
