@@ -11,6 +11,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -27,7 +28,10 @@ PREFIX = "GATEWAY_"
 _MIN_SECRET_BYTES = 32
 _MIN_BITS_PER_BYTE = 3.5
 # Words that make a long secret guessable all the same; compared in lower case, without punctuation.
-_COMMON_SECRET_WORDS = ("changeme", "change this", "secretkey", "supersecret", "yoursecret", "password", "development")
+_COMMON_SECRET_WORDS = (
+    *("changeme", "changethis", "secretkey", "supersecret", "yoursecret", "yourbitsecret", "mysecret", "secretsecret"),
+    *("password", "development", "example", "default", "insecure", "donotuse", "letmein", "qwerty", "trustno"),
+)
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]*:[0-9a-f:.]*")  # a name, IPv4 or IPv6
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
@@ -47,17 +51,15 @@ def check_secret(secret: bytes, name: str) -> None:
         name: What the operator calls it, for the message.
 
     Raises:
-        ValueError: Shorter than 32 bytes, a key of another kind, made of common words, or with less than 3.5 bits
-            of variety per byte. The message never holds the secret.
+        ValueError: Shorter than 32 bytes, a key of another kind, made of common words, a shorter text repeated, or
+            with less than 3.5 bits of variety per byte or step between two. The message never holds the secret.
     """
     if len(secret) < _MIN_SECRET_BYTES:
         raise ValueError(f"{name} must have at least {_MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes one")
     if secret.lstrip().startswith((b"-----BEGIN", b"ssh-")):
         raise ValueError(f"{name} is a public or private key; HS256 needs a random secret")
     plain = re.sub(r"[^a-z]", "", secret.decode("utf-8", "replace").lower())
-    if any(word.replace(" ", "") in plain for word in _COMMON_SECRET_WORDS) or _bits_per_byte(secret) < (
-        _MIN_BITS_PER_BYTE
-    ):
+    if any(word in plain for word in _COMMON_SECRET_WORDS) or _is_regular(secret):
         raise ValueError(f"{name} is too easy to guess; `openssl rand -base64 48` makes a good one")
 
 
@@ -65,11 +67,14 @@ def read_secret_file(path: Path) -> bytes:
     """Read a secret from a file that only its owner may read; a trailing line end is not part of it.
 
     Raises:
-        ValueError: No such file, or one that its group or others may open.
+        ValueError: No such file, no plain one, or one that its group or others may open.
     """
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode  # of the very file that is read, not of its name
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"the secret file {path} is no plain file")
             secret = file.read(65536)
     except OSError as error:
         raise ValueError(f"cannot read the secret file {path}: {error.strerror}") from error
@@ -153,6 +158,13 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_regular(secret: bytes) -> bool:
+    """Whether the secret is a shorter text again and again, of few different bytes, or a walk along the alphabet."""
+    repeats = any(secret[period:] == secret[:-period] for period in range(1, len(secret) // 2 + 1))
+    steps = bytes((second - first) % 256 for first, second in pairwise(secret))
+    return repeats or min(_bits_per_byte(secret), _bits_per_byte(steps)) < _MIN_BITS_PER_BYTE
 
 
 def _bits_per_byte(secret: bytes) -> float:

@@ -21,3 +21,11 @@ def test_token_prints_one_token_that_the_gateway_takes_and_nothing_else(tmp_path
 def test_without_a_secret_there_is_one_line_that_says_so(tmp_path: Path) -> None:
     assert_one_plain_line(sluice("token", "--sub", "desk", cwd=tmp_path), EX_CONFIG, "secret")
     assert_one_plain_line(sluice("serve", cwd=tmp_path), EX_CONFIG, "secret")
+
+
+def test_tenant_and_models_of_a_token_are_options(tmp_path: Path) -> None:
+    words = ("token", "--sub", "desk", "--tenant", "fund-a", "--models", "cnn_lstm other")
+    result = sluice(*words, cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+    verifier = TokenVerifier(KeySet({None: Key.hs256(SECRET.encode())}), issuer="sluice", audience="sluice")
+    principal = verifier.verify(result.stdout.strip())
+    assert (principal.tenant, principal.models) == ("fund-a", {"cnn_lstm", "other"})
