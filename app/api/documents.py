@@ -19,6 +19,10 @@ MAX_DEPTH = 8
 # What may stand in a document beside the numbers of a tensor; an honest one has a few dozen.
 _MAX_VALUES = 10_000
 
+# Sixty numbers take 120 bytes at least; a long text with more lists than that would make twenty times its size of them.
+_LONG_BYTES = 64 * 1024
+_MIN_BYTES_PER_CONTAINER = 64
+
 _CONTAINERS = frozenset({dict, list})
 
 
@@ -26,9 +30,11 @@ def parse_object(text: bytes | memoryview) -> dict[str, Any]:
     """Parse an object; its depth and the names in it are still to be checked.
 
     Raises:
-        BadRequest: Not JSON.
+        BadRequest: Not JSON, or a long text of little but lists and objects.
         InvalidInput: JSON, but no object.
     """
+    if len(text) > _LONG_BYTES and _count_containers(text) * _MIN_BYTES_PER_CONTAINER > len(text):
+        raise BadRequest("the JSON holds more lists and objects than any windows would")
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -77,6 +83,11 @@ def refuse_repeated_names(text: bytes | memoryview, n_strings: int) -> None:
     """
     if _count_written_strings(text) != n_strings:
         raise BadRequest("a name is given twice")
+
+
+def _count_containers(text: bytes | memoryview) -> int:
+    array = np.frombuffer(text, np.uint8)
+    return int(np.count_nonzero(array == ord("[")) + np.count_nonzero(array == ord("{")))
 
 
 def _count_written_strings(text: bytes | memoryview) -> int:

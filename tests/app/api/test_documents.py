@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.documents import MAX_DEPTH, count_strings, read_object
+from app.api.documents import MAX_DEPTH, count_strings, parse_object, read_object
 from app.errors import BadRequest, GatewayError
 
 NAMES = st.text(alphabet='ab\\"\n\té\u2028/', max_size=5)
@@ -128,3 +128,18 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 def test_what_is_no_utf_8_is_refused(text: bytes) -> None:
     with pytest.raises(BadRequest):
         read_object(text)
+
+
+@pytest.mark.parametrize("filling", [b"[],", b"{},", b"[[]],", b'[""],', b'{"a":1},', b"[1,2,3],"])
+def test_a_long_text_of_little_but_lists_is_refused_unparsed(filling: bytes) -> None:
+    text = b'{"a":[' + filling * (100_000 // len(filling)) + b"1]}"
+    with pytest.raises(BadRequest, match="lists"):
+        parse_object(text)
+    assert parse_object(b'{"a":[' + filling * 10 + b"1]}")
+
+
+def test_the_densest_honest_windows_are_no_such_text() -> None:
+    window = [[0] * 60] * 50
+    text = json.dumps({"data": [window] * 40}, separators=(",", ":")).encode()
+    assert len(text) > 200_000
+    assert parse_object(text) == {"data": [window] * 40}
