@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -139,6 +140,7 @@ def run(scenario: Scenario, lab: Laboratory, ledgers: Path | None = None) -> Row
         evidence = _observe(scenario, floor)
         if ledgers is not None:
             _keep(evidence, ledgers / f"{scenario.name}.jsonl")
+            shutil.copy(floor.gateway.log, ledgers / f"{scenario.name}.log")
         findings = [promise(evidence) for promise in scenario.promises]
     finally:
         lab.clear()
@@ -194,7 +196,9 @@ def is_late(result: Result, deadline_s: float = DEADLINE_S) -> bool:
 
 def answer_of(result: Result) -> str:
     """What the table counts it as: its arm, its status, or how it was lost."""
-    return (result.arm or "200") if result.status == 200 else str(result.status or result.error)
+    if result.status == 200:
+        return result.arm or "200"
+    return f"{result.status} {result.problem}".strip() if result.status else result.error
 
 
 def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: float) -> Row:

@@ -22,7 +22,7 @@ from tests.integration.open_loop import Load, Result
 
 def result(due: float, status: int = 200, *, took: float = 0.01, error: str = "", **headers: str) -> Result:
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Result(int(1e3 * due), "desk", "kept", due, due, due + took, status, error, "1", fields)
+    return Result(int(1e3 * due), "desk", "kept", due, due, due + took, status, error, "1", "", fields)
 
 
 def evidence(*results: Result, **happened: float) -> Evidence:

@@ -1,8 +1,8 @@
 """An open-loop load in a process of its own: requests are due whatever became of the ones before, and each is booked.
 
-Run as `python -m tests.integration.open_loop` with the plan as one line of JSON on standard input. It says when it
-began, sends until the plan ends or standard input does, and prints what came of every request as JSON. A request that
-is due while every connection is busy opens another one, so none waits for a second. Nothing is ever sent twice.
+Run as `python -m tests.integration.open_loop FILE` with the plan as one line of JSON on standard input. It says when it
+began, sends until the plan ends or standard input does, and writes what came of every request into the file. A request
+that is due while every connection is busy opens another one, so none waits for a second. Nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import random
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import httptools
@@ -78,6 +80,7 @@ class Result(NamedTuple):
         status: Of HTTP, 0 where no whole answer came.
         error: Why none came: `refused`, `closed`, `torn` or `silent`; empty otherwise.
         version: Of the model, as the answer names it.
+        problem: The code of a refusal, as it names it.
         headers: Those of `KEPT_HEADERS` that came, in lower case.
     """
 
@@ -90,6 +93,7 @@ class Result(NamedTuple):
     status: int
     error: str
     version: str
+    problem: str
     headers: dict[str, str]
 
     @property
@@ -175,8 +179,10 @@ class Offer:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._folder = tempfile.TemporaryDirectory()
+        self._file = Path(self._folder.name) / "results.json"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.open_loop"],
+            [sys.executable, "-m", "tests.integration.open_loop", str(self._file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -195,12 +201,13 @@ class Offer:
     def finish(self, *, now: bool = False) -> Load:
         """Wait for the plan's end, or end it `now`; then for the last answers."""
         until_end_s = 0.0 if now else max(0.0, self.began + self._plan.seconds - time.monotonic())
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it has answers to wait for, and a pipe to fill
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it has answers to wait for
             self._process.wait(until_end_s)
         ended_at = min(time.monotonic(), self.began + self._plan.seconds)
-        output, errors = self._process.communicate(timeout=self._plan.patience_s + 30)  # closes its standard input
+        _, errors = self._process.communicate(timeout=self._plan.patience_s + 30)  # closes its standard input
         assert self._process.returncode == 0, errors
-        results = [Result(*row) for row in json.loads(output)]
+        with self._folder:
+            results = [Result(*row) for row in json.loads(self._file.read_bytes())]
         return Load(sorted(results, key=lambda result: result.due), self.began, ended_at - self.began)
 
 
@@ -338,9 +345,10 @@ class Generator:
             if connection is not None:
                 connection.hang_up()
         kind = "fresh" if fresh else "kept"
-        version = _version(answer.body) if answer.status == 200 else ""
+        document = _document(answer.body)
+        version, problem = str(document.get("model_version", "")), str(document.get("type", "")).rpartition(":")[2]
         self._results.append(
-            Result(serial, stream.name, kind, due, sent, answer.ended, answer.status, answer.error, version,
+            Result(serial, stream.name, kind, due, sent, answer.ended, answer.status, answer.error, version, problem,
                    answer.headers)
         )  # fmt: skip
 
@@ -356,12 +364,13 @@ class Generator:
         return connection
 
 
-def _version(body: bytes) -> str:
+def _document(body: bytes) -> dict[str, Any]:
+    """What the body says; nothing where it is none of ours."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return "unreadable"
-    return str(document.get("model_version", "")) if isinstance(document, dict) else ""
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _arrivals(plan: Plan) -> list[tuple[float, Stream, bool]]:
@@ -410,8 +419,8 @@ def main() -> None:
     plan = Plan([Stream(*stream) for stream in row[0]], *row[1:])
     if plan.core is not None:
         os.sched_setaffinity(0, {plan.core})
-    sys.stdout.write(json.dumps(uvloop.run(_generate(plan))))
-    sys.stdout.flush()
+    results = uvloop.run(_generate(plan))
+    Path(sys.argv[1]).write_text(json.dumps(results))
     os._exit(0)  # a thread may still read standard input
 
 
