@@ -46,6 +46,7 @@ from tests.integration.open_loop import Result, Stream
 from tests.serve_app.model_files import renamed_tensors, truncated, without_values, wrong_dtype, wrong_shapes
 
 EX_CONFIG = 78
+RETURN_TIMEOUT_S = 60.0
 REMOTE_LIMIT_S = 0.5
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -270,16 +271,18 @@ def bridge_frozen() -> Scenario:
     return Scenario(
         name="bridge-frozen",
         fault="the bridge to Ray stopped (SIGSTOP), legacy behind it",
-        promise="every request 200; Ray Serve again within 20 s",
+        promise="every request 200; Ray Serve again within 30 s",
         stage=ray(engine="noop", legacy="in_process"),
         streams=desks(40),
-        script=[Step(3.0, "the stop", lambda floor: freeze(floor.lab, bridges_of(floor.gateway)[0]))],
-        tail_s=20.0,
+        script=[
+            Step(3.0, "the stop", lambda floor: freeze(floor.lab, bridges_of(floor.gateway)[0])),
+            Step(9.0, "the return", see_ray_answer),
+        ],
         promises=[
             nothing_lost,
             in_time,
             only(200),
-            recovers("the stop", 20.0, by_ray_again(), "Ray Serve answers"),
+            recovers("the stop", 30.0, by_ray_again(), "Ray Serve answers"),
             from_arm("legacy", since="the stop", share=0.1),
             gateway_lives,
         ],
@@ -290,19 +293,25 @@ def bridge_killed() -> Scenario:
     return Scenario(
         name="bridge-killed",
         fault="the bridge to Ray killed, legacy behind it",
-        promise="every request 200; Ray Serve again within 12 s",
+        promise="every request 200; Ray Serve again within 20 s",
         stage=ray(engine="noop", legacy="in_process"),
         streams=desks(40),
-        script=[Step(3.0, "the kill", lambda floor: os.kill(bridges_of(floor.gateway)[0], signal.SIGKILL))],
-        tail_s=12.0,
+        script=[
+            Step(3.0, "the kill", lambda floor: os.kill(bridges_of(floor.gateway)[0], signal.SIGKILL)),
+            Step(5.0, "the return", see_ray_answer),
+        ],
         promises=[
             nothing_lost,
             in_time,
             only(200),
-            recovers("the kill", 12.0, by_ray_again(), "Ray Serve answers"),
+            recovers("the kill", 20.0, by_ray_again(), "Ray Serve answers"),
             gateway_lives,
         ],
     )
+
+
+def see_ray_answer(floor: Floor) -> None:
+    floor.gateway.wait_for("ray_serve", RETURN_TIMEOUT_S)
 
 
 def by_ray_again() -> Callable[[Result], bool]:
