@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 from rich.markup import escape
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
+from app.shared.commands import Command, RedisAway
 from serve_app.contract import APP_NAME
 from serve_app.extras import why_missing
 from serve_app.registry import RegistryError, open_registry
@@ -87,7 +89,7 @@ def examine(
         _dotenv(Path(".env")),
         _legacy(settings),
         *_ray(settings),
-        Finding("redis", "ok", "not configured: one gateway keeps its state in files"),
+        _redis(settings),
         _clock(wall_clock, stepped_s=wall_clock() - clock() - began),
     ]
 
@@ -288,9 +290,27 @@ def _ray_dashboard(url: str, token: str | None) -> Finding:
     except DeployFailed as error:
         return Finding("deployment", "fail", str(error), "correct GATEWAY_RAY_DASHBOARD_URL or RAY_AUTH_TOKEN_PATH")
     status = application.get("status", "not deployed")
+    if refusal := _refused_by_replicas(application):
+        advice = "sluice deploy with a version that verifies; `sluice registry list` shows what is there"
+        return Finding("deployment", "fail", f"{refusal}: replicas serve what they had, new ones cannot start", advice)
     if status == "RUNNING":
         return Finding("deployment", "ok", f"{APP_NAME} is running")
     return Finding("deployment", "warn", f"{APP_NAME}: {status.lower()}", "sluice deploy")
+
+
+def _refused_by_replicas(application: dict[str, Any]) -> str | None:
+    """Why no replica would load what Serve was told to serve, as far as the registry can be read here."""
+    for deployment in application.get("deployments", {}).values():
+        serves = (deployment.get("deployment_config") or {}).get("user_config") or {}
+        if serves.get("engine") in STUB_ENGINES or not Path(serves.get("registry_path", "")).is_dir():
+            continue
+        key_path = serves.get("registry_key_path")
+        try:
+            registry = open_registry(Path(serves["registry_path"]), key_file=key_path and Path(key_path))
+            registry.verify(serves["model"], serves["version"])
+        except (RegistryError, KeyRefused) as error:
+            return f"{serves['model']} {serves['version']}: {error}"
+    return None
 
 
 def _ray_guard(url: str) -> Finding:
@@ -303,6 +323,37 @@ def _ray_guard(url: str) -> Finding:
         return Finding("ray token", "ok", "the cluster refuses strangers")
     advice = "start every node of it with RAY_AUTH_MODE=token and a token file"
     return Finding("ray token", "warn", "whoever reaches the cluster can run code on it", advice)
+
+
+def _redis(settings: Settings) -> Finding:
+    """Whether Redis takes writes from us, by the connection that the gateway will use."""
+    address = settings.redis_address()
+    if address is None:
+        return Finding("redis", "ok", "not configured: one gateway keeps its state in files")
+    where = address.path or f"{address.host}:{address.port}"
+    try:
+        asyncio.run(_write_to_redis(settings))
+    except RedisAway as away:
+        advice = "start it, or correct REDIS_URL and GATEWAY_REDIS_PASSWORD_FILE; until then each worker counts alone"
+        return Finding("redis", "fail", f"{where} takes no writes from us: {away}", advice)
+    if address.password is not None:
+        advice = "put it into a file of mode 0600 and name that in GATEWAY_REDIS_PASSWORD_FILE"
+        return Finding("redis", "warn", f"{where} takes our writes; its password is in the environment", advice)
+    return Finding("redis", "ok", f"{where} takes our writes")
+
+
+async def _write_to_redis(settings: Settings) -> None:
+    """Raises `RedisAway`."""
+    from app.wiring import redis_link  # noqa: PLC0415  # all of the gateway, which no other check needs
+
+    link = redis_link(settings)
+    assert link is not None, "there is an address"
+    try:
+        [answer] = await link.ask([Command(None, ("SET", "sluice:doctor", "1", "PX", "1000"))], PATIENCE_S)
+    finally:
+        await link.close()
+    if isinstance(answer, RedisAway):
+        raise answer
 
 
 def _clock(wall_clock: Callable[[], float], stepped_s: float) -> Finding:

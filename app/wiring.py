@@ -106,7 +106,7 @@ def wire(
 
 def _store(settings: Settings) -> StateStore:
     files = FileStore(settings.state_dir)
-    link = _redis_link(settings)
+    link = redis_link(settings)
     return files if link is None else CopiedStore(RedisStore(link), files)
 
 
@@ -120,7 +120,7 @@ class _Limiting(NamedTuple):
 def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> _Limiting:
     local = MinuteCounters(clock)
     concurrency = Concurrency(max(1, settings.max_concurrent // settings.workers))
-    link = _redis_link(settings)
+    link = redis_link(settings)
     if link is None:
         predict, ops = (
             LocalLimiter(local, limit=limit, policy=policy)
@@ -138,7 +138,7 @@ def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) 
     return _Limiting(limits, (shared,))
 
 
-def _redis_link(settings: Settings) -> Link | None:
+def redis_link(settings: Settings) -> Link | None:
     """A connection of its own to the shared Redis; None where there is none."""
     address = settings.redis_address()
     if address is None:

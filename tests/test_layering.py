@@ -18,6 +18,7 @@ BREACHES = {
     "the gateway's side of the bridge imports ray": ("app/backends/ray_serve.py", "import ray"),
     "the model imports ray": ("serve_app/model.py", "from ray import serve"),
     "a route verifies tokens by itself": ("app/api/hot.py", "from jose import jwt"),
+    "a limiter asks Redis by itself": ("app/rate_limit/shared.py", "import redis.asyncio"),
     "a backend imports the routes": ("app/backends/coalesce.py", "import app.api.hot"),
     "an engine imports another one's library": ("serve_app/engine/pytorch.py", "import onnxruntime"),
     "the table of engines imports an optional library": ("serve_app/engine/__init__.py", "import openvino"),

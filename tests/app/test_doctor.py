@@ -16,6 +16,7 @@ from rich.console import Console
 
 from app.doctor import Finding, examine, examine_installation, render, settings_refused
 from app.settings import ConfigError, Settings
+from tests.integration.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 SECRET = "pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
@@ -241,3 +242,21 @@ def test_a_package_that_is_not_the_pinned_one_fails() -> None:
     finding = examine_installation(["numpy==0.0.1", "nothing==1", "ray[serve]==2.60.0", 'x==1; extra == "y"'])[1]
     assert finding.level == "fail"
     assert finding.found.endswith("not 0.0.1; nothing missing, not 1")
+
+
+def test_a_redis_that_takes_no_writes_is_told_and_its_password_is_not(secret_file: Path, tmp_path: Path) -> None:
+    def look(url: str, **others: object) -> Finding:
+        findings = examine(settings(secret_file, redis_url=url, **others))
+        return next(finding for finding in findings if finding.check == "redis")
+
+    with RedisServer(tmp_path, "canary-6f0d") as redis:
+        assert (found := look(redis.url)).level == "fail"
+        assert "AuthenticationError" in found.found
+        in_the_url = look(redis.url.replace("://", "://:canary-6f0d@"))
+        assert in_the_url.level == "warn"
+        (password := tmp_path / "password").write_text("canary-6f0d\n")
+        password.chmod(0o600)
+        assert look(redis.url, redis_password_file=password).level == "ok"
+    away = look(redis.url)
+    assert away.level == "fail"
+    assert "canary" not in repr((found, in_the_url, away))
