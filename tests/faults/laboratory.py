@@ -25,6 +25,8 @@ from tests.integration.processes import ROOT, GatewayProcess
 from tests.integration.redis_server import RedisServer
 
 RUNNING_TIMEOUT_S = 120.0
+# Nobody is limited, and a gateway that is ended between two scenarios need not say so for long.
+GENEROUS = {"GATEWAY_RATE_LIMIT": "100000000", "GATEWAY_OPS_RATE_LIMIT": "1000000", "GATEWAY_DRAIN_NOTICE_MS": "100"}
 SHIPPED_MODELS = ROOT / "models"
 
 
@@ -166,7 +168,7 @@ class Laboratory:
             settings: Environment; with a generous rate limit unless it says otherwise.
             how: Further arguments of `GatewayProcess`; with any, the gateway is a new one.
         """
-        wanted = {"GATEWAY_RATE_LIMIT": "100000000", "GATEWAY_LOG_LEVEL": "info", **settings}
+        wanted = {**GENEROUS, **settings}
         if how or self._gateway is None or not self._gateway.is_alive() or wanted != self._gateway_settings:
             self.end_gateway()
             self._gateway = GatewayProcess(self.new_folder("gateway"), wanted, secret=self.secret, **how)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.docker.edge.process import HOST, EdgeProcess, missing
-from tests.faults.laboratory import Laboratory, children, command_of, rss_mib
+from tests.faults.laboratory import GENEROUS, Laboratory, children, command_of, rss_mib
 from tests.faults.promises import (
     gateway_lives,
     in_time,
@@ -72,7 +72,7 @@ def rolling_gateway_restart(times: int = 3, rate_rps: float = 100.0) -> Scenario
         name="rolling-gateway-restart",
         fault=f"SIGHUP to a gateway of two workers, {times} times",
         promise="every request 200, on kept and new connections; ready throughout",
-        stage=alone(workers=2),
+        stage=alone(workers=2, settings={"GATEWAY_DRAIN_NOTICE_MS": "5000"}),
         streams=desks(rate_rps),
         tail_s=5.0,
         script=[Step(2.0 + number, f"restart {number + 1}", restart_workers) for number in range(times)],
@@ -114,7 +114,7 @@ def gateways_restarted_behind_the_edge(rate_rps: float = 100.0) -> Scenario:
 
 
 def _start_gateway(lab: Laboratory, name: str, port: int | None = None) -> GatewayProcess:
-    settings = {"GATEWAY_ENGINE": "noop", "GATEWAY_RATE_LIMIT": "100000000", "GATEWAY_ALLOWED_HOSTS": HOST}
+    settings = {**GENEROUS, "GATEWAY_DRAIN_NOTICE_MS": "5000", "GATEWAY_ENGINE": "noop", "GATEWAY_ALLOWED_HOSTS": HOST}
     gateway = GatewayProcess(lab.new_folder(name), settings, port=port, secret=lab.secret)
     lab.afterwards(gateway.stop)
     return gateway
