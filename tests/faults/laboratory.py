@@ -145,7 +145,8 @@ class Laboratory:
         return {replica["pid"]: replica["state"] for replica in replicas if replica.get("pid")}  # none while it starts
 
     def running_replicas(self) -> list[int]:
-        return [pid for pid, state in self.replicas().items() if state == "RUNNING"]
+        """Process ids; Serve says of a dead one for a while that it runs."""
+        return [pid for pid, state in self.replicas().items() if state == "RUNNING" and command_of(pid)]
 
     def cluster_process(self, word: str) -> int:
         """The process of the cluster with this word in its command line or its title."""
