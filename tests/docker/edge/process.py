@@ -31,11 +31,12 @@ FILES = ROOT / "docker" / "edge"
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 HOST = "sluice.test"
 USER = 10001  # of our images
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def missing() -> str | None:
     """What has to be installed before an edge can run here."""
-    if shutil.which("nginx") is None or not STREAM_MODULE.exists():
+    if shutil.which("nginx", path=PATH) is None or not STREAM_MODULE.exists():
         return "apt-get install nginx libnginx-mod-stream"
     return None
 
@@ -167,7 +168,7 @@ class EdgeProcess:
 
     def _environment(self, gateways: Sequence[str], settings: dict[str, str]) -> dict[str, str]:
         return {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PATH": PATH,
             "EDGE_RUN": str(self.folder / "run"),
             "EDGE_LISTEN": f"0.0.0.0:{self.port}",
             "EDGE_ALIVE_PORT": str(self.alive_port),
