@@ -39,6 +39,10 @@ class GatewayClient:
         headers = {"Content-Type": "application/octet-stream", **(headers or {})}
         return self._answer("POST", "/ray-serve/predict", content=windows.astype("<f4").tobytes(), headers=headers)
 
+    def ray_serve_stats(self) -> dict[str, Any]:
+        """Ray Serve's figures, per replica and in total."""
+        return self._answer("GET", "/ray-serve/stats")
+
     def rollout(self) -> dict[str, Any]:
         """The share in force, and who set it."""
         return self._answer("GET", "/rollout")

@@ -81,21 +81,19 @@ class CNNLSTMPredictor:
         """Serve what `user_config` names: load and warm it aside, then swap one reference.
 
         Calls that came before the swap are answered by the version they came for. Serve calls this again with an
-        unchanged configuration at times, which does nothing. When loading fails, the old version serves on and
-        `get_stats` names what was rejected and why; without an old version this raises, and the replica never
-        becomes ready.
+        unchanged configuration at times, which does nothing. When loading fails, the old version serves on, or the
+        standby in a replica that has none yet, and `get_stats` names what was rejected and why; without either this
+        raises, and the replica never becomes ready.
         """
         served = ServedModel.model_validate(user_config)
         async with self._loading:
-            if served == self._served:
+            if _same(served, self._served):
                 self._rejected = None  # whoever asks for the old version again has taken the other one back
                 return
             try:
                 engine = await asyncio.to_thread(_load, served, self._shortages)
             except Exception as error:
-                if self._engine is None:
-                    raise
-                self._reject(served, error)
+                await self._stand_by(served, error)
                 return
             if self._engine is not None:
                 _release_when_unused(self._engine)
@@ -213,6 +211,16 @@ class CNNLSTMPredictor:
         self._requests += n_requests
         self._processing_s += (self._clock() - started) * n_requests
 
+    async def _stand_by(self, served: ServedModel, error: Exception) -> None:
+        """Serve what there is instead of a version that cannot be loaded; raises its error where there is nothing."""
+        if self._engine is None:
+            if served.standby is None:
+                raise error
+            standby = served.model_copy(update={"version": served.standby})
+            self._engine = await asyncio.to_thread(_load, standby, self._shortages)
+            self._served = standby
+        self._reject(served, error)
+
     def _reject(self, served: ServedModel, error: Exception) -> None:
         reason = str(error) if isinstance(error, RegistryError | ValueError) else type(error).__name__
         self._rejected = {"model": served.model, "version": served.version, "reason": reason}
@@ -251,6 +259,11 @@ def _load(served: ServedModel, shortages: Shortages) -> Engine:
     )
     engine.warm_up()
     return HalvingEngine(engine, shortages)
+
+
+def _same(served: ServedModel, other: ServedModel | None) -> bool:
+    """Whether both are the same to serve: a standby is none of it."""
+    return other is not None and served == other.model_copy(update={"standby": served.standby})
 
 
 def _release_when_unused(engine: Engine) -> None:

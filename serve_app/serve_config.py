@@ -63,6 +63,7 @@ class ServedModel(_Strict):
     Attributes:
         registry_path: Root of the model registry on the replicas' nodes.
         model: Name in the registry.
+        standby: Version that a starting replica serves where it has to refuse `version`.
         version: Version or alias. An alias is resolved when a replica loads it: pin a version for a rollout.
         engine: Name in the table of engines.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -76,6 +77,7 @@ class ServedModel(_Strict):
     registry_path: str = "models/"
     model: str = MODEL_NAME
     version: str = "latest"
+    standby: str | None = None
     engine: EngineName = "torch"
     device: Device = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1

@@ -11,13 +11,14 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api.deps import Gateway, GatewayDep, Operator, Scraper
+from app.api.schemas import problems
 from app.backends.base import Backend
 from app.errors import NotFound
 from app.rollout.dispatch import CANARY
 from serve_app.contract import DeadlineExceeded
 
-router = APIRouter(tags=["operations"])
-ray_serve_router = APIRouter(prefix="/ray-serve", tags=["ray-serve"])
+router = APIRouter(tags=["operations"], responses=problems())
+ray_serve_router = APIRouter(prefix="/ray-serve", tags=["ray-serve"], responses=problems(401, 403, 429))
 
 _STATS_TIMEOUT_S = 1.5  # backends gather within one second; this is for one that does not
 _RETRY_AFTER = {"Retry-After": "5"}
@@ -50,7 +51,7 @@ async def show_ready(gateway: GatewayDep) -> JSONResponse:
     return JSONResponse({"status": "not-ready", "arms": arms}, 503, _RETRY_AFTER)
 
 
-@router.get("/stats")
+@router.get("/stats", responses=problems(401, 403, 429))
 async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     """The gateway's own figures: what it answered and refused, the rollout, and each arm's state."""
     return {
@@ -66,7 +67,7 @@ async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     }
 
 
-@ray_serve_router.get("/stats", responses={404: {"description": "Ray Serve is not configured."}})
+@ray_serve_router.get("/stats", responses=problems(404))
 async def show_ray_serve_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     """Ray Serve's figures, per replica and in total."""
     figures = await gateway.replicas()
@@ -75,7 +76,7 @@ async def show_ray_serve_stats(gateway: GatewayDep, _: Operator) -> dict[str, An
     return figures
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **problems(401, 403)})
 async def show_metrics(gateway: GatewayDep, _: Scraper) -> Response:
     """Metrics for Prometheus."""
     if (figures := await gateway.replicas()) is not None:
@@ -97,4 +98,5 @@ async def replica_figures(backends: Iterable[Backend]) -> dict[str, Any] | None:
 
 def _show_replicas(gateway: Gateway, rows: list[dict[str, Any]]) -> None:
     gpu_percent = {str(row["gpu_id"]): float(row["gpu_utilization_percent"]) for row in rows if "gpu_id" in row}
-    gateway.metrics.show_replicas(len(rows), gpu_percent)
+    rejecting = sum(bool(row.get("rejected")) for row in rows)
+    gateway.metrics.show_replicas(len(rows), gpu_percent, rejecting=rejecting)

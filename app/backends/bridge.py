@@ -166,11 +166,21 @@ class Cluster:
         seen = {}
         for name, app in serve.status().applications.items():
             if name == self._app_name or name.startswith(f"{self._app_name}-"):
-                running = sum(deployment.replica_states.get("RUNNING", 0) for deployment in app.deployments.values())
+                running = self._running_in(name, app)
                 seen[name] = (str(app.status.value), running)
                 if running and name not in self._handles:
                     self._handles[name] = serve.get_app_handle(name)
         return seen
+
+    def _running_in(self, name: str, app: Any) -> int:
+        """Running replicas of an application.
+
+        While Serve builds an application anew, from its first seconds on, it lists no deployments; but the replicas of
+        before are there and answer.
+        """
+        if not app.deployments and app.status.value == "DEPLOYING":
+            return self._replicas.get(name, 0)
+        return sum(deployment.replica_states.get("RUNNING", 0) for deployment in app.deployments.values())
 
     def states(self, seen: dict[str, tuple[str, int]]) -> dict[str, AppState]:
         """Turn what was seen into states; an application is ready after a first call through its handle."""

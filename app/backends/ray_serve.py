@@ -150,7 +150,8 @@ class RayServeBackend:
         Returns:
             `replicas`: one row per replica that answered in time, with its `app`; `totals` over them; `gateway`: the
             coalescer's figures by application; `retries`: groups that lost their replica, sent once more or refused
-            by the budget; `missing`: a code by application whose replicas could not be asked.
+            by the budget; `rejected`: versions that replicas were told to serve and refused, why, and how many did;
+            `missing`: a code by application whose replicas could not be asked.
         """
         by_app = await self._replica_stats()
         rows = [{"app": app, **row} for app, answer in by_app.items() for row in answer["replicas"]]
@@ -159,6 +160,7 @@ class RayServeBackend:
             "totals": _totals(rows),
             "retries": {"made": self._n_retries[True], "over_budget": self._n_retries[False]},
             "gateway": {app: coalescer.stats() for app, coalescer in self._coalescers.items()},
+            "rejected": _rejected(rows),
             "missing": {app: answer["missing"] for app, answer in by_app.items() if "missing" in answer},
         }
 
@@ -444,6 +446,17 @@ def _totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
         errors.update(row.get("errors", {}))
     counts = {name: sum(row.get(name, 0) for row in rows) for name in _SUMMED}
     return {"replicas": len(rows), **counts, "errors": dict(errors)}
+
+
+def _rejected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What Serve believes to be served and is not, because the replicas refused it and kept what they had."""
+    refusals = Counter(
+        (row["app"], *(refused[name] for name in ("model", "version", "reason")))
+        for row in rows
+        if (refused := row.get("rejected"))
+    )
+    names = ("app", "model", "version", "reason")
+    return [{**dict(zip(names, refusal, strict=True)), "replicas": count} for refusal, count in refusals.items()]
 
 
 async def _end(process: Process) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.access import client_settings
+from app.cli.access import client_settings, gateway_client
 from app.cli.registry import registry_of
-from app.cli.terminal import EX_CONFIG, err, fail, told
+from app.cli.terminal import EX_CONFIG, err, fail
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,12 +48,68 @@ def deploy(
     if dry_run:
         print(json.dumps(config, indent=2))
         return
+    _require_loadable(application.serves)
     try:
         with ServeApi(settings.ray_dashboard_url, token=settings.ray_auth_token()) as api:
-            api.put(config)
+            standby = _standby(api.application(application.name), application.serves)
+            serves = application.serves.model_copy(update={"standby": standby})
+            api.put(build_config(application.model_copy(update={"serves": serves})))
             api.wait_running(application.name, timeout_s=wait_s, on_progress=err.print, clock=time.monotonic)
     except DeployFailed as error:
         fail(str(error))
+    _tell_rejection(settings, application.serves.version)
+
+
+def _require_loadable(serves: ServedModel) -> None:
+    """Refuse here what every replica would refuse: Serve would take it for served, while they kept what they have."""
+    from pathlib import Path
+
+    from serve_app.engine import load_engine
+    from serve_app.registry import RegistryError, open_registry
+    from serve_app.serve_config import STUB_ENGINES
+    from serve_app.signing import KeyRefused
+
+    if serves.engine in STUB_ENGINES:
+        return
+    key_file = None if serves.registry_key_path is None else Path(serves.registry_key_path)
+    try:
+        load_engine(open_registry(Path(serves.registry_path), key_file=key_file).load(serves.model, serves.version))
+    except (RegistryError, KeyRefused) as error:
+        fail(f"{serves.model} {serves.version} in {serves.registry_path}: {error}", EX_CONFIG)
+
+
+def _standby(running: dict[str, Any], serves: ServedModel) -> str | None:
+    """The version that replicas fall back to: the one that the application was told to serve so far, if it was good."""
+    from pathlib import Path
+
+    from serve_app.registry import Registry, RegistryError
+
+    for deployment in running.get("deployments", {}).values():
+        so_far = (deployment.get("deployment_config") or {}).get("user_config") or {}
+        for version in (so_far.get("version"), so_far.get("standby")):
+            try:
+                if version and version != serves.version and so_far.get("model") == serves.model:
+                    Registry(Path(serves.registry_path)).verify(serves.model, version)
+                    return str(version)
+            except RegistryError:
+                continue
+    return None
+
+
+def _tell_rejection(settings: Settings, version: str) -> None:
+    """Fail where the gateway that is here knows of replicas that refused the version: Serve does not tell."""
+    from app.client import GatewayRefused
+
+    if settings.jwt_secret is None and settings.jwt_secret_file is None:
+        return
+    try:
+        with gateway_client(settings, None, None, "ops") as gateway:
+            rejected = gateway.ray_serve_stats()["rejected"]
+    except (GatewayRefused, KeyError):
+        return  # there is none, or it has no Ray
+    for row in rejected:
+        if row["version"] == version:
+            fail(f"{row['replicas']} replicas refused version {version} and serve what they had: {row['reason']}")
 
 
 def served_model(
@@ -65,7 +121,7 @@ def served_model(
     """
     from serve_app.serve_config import ServedModel
 
-    version = told(lambda: registry_of(settings).resolve(settings.model, version))
+    version = _known(settings, version)
     return ServedModel.model_validate(
         {
             "registry_path": str(settings.registry_path.resolve()),
@@ -78,6 +134,16 @@ def served_model(
             "registry_key_path": settings.registry_key_file and str(settings.registry_key_file),
         }
     )
+
+
+def _known(settings: Settings, version: str) -> str:
+    from serve_app.registry import RegistryError
+    from serve_app.signing import KeyRefused
+
+    try:
+        return registry_of(settings).resolve(settings.model, version)
+    except (RegistryError, KeyRefused) as error:
+        fail(f"{settings.model} {version} in {settings.registry_path}: {error}", EX_CONFIG)
 
 
 def fault_file_of(settings: Settings, engine: str) -> str | None:

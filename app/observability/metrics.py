@@ -66,6 +66,10 @@ class Metrics:
         )
         self._gpu = gauge("cnn_lstm_gpu_utilization_percent", "GPU utilization of a replica's device", ["gpu_id"])
         self._replicas = gauge("cnn_lstm_replicas_total", "Replicas that can answer")
+        self._rejecting = gauge(
+            "cnn_lstm_replicas_rejecting",
+            "Replicas that refused the version they were told to serve, and serve another",
+        )
 
         stages = histogram(
             "gateway_stage_seconds", "Where answered predictions spent their time", ["stage"], buckets=_STAGE_BUCKETS_S
@@ -179,9 +183,10 @@ class Metrics:
         """Take over whether Redis is away, so that this worker counts alone."""
         self._limits_local.set(away)
 
-    def show_replicas(self, count: int, gpu_percent: Mapping[str, float]) -> None:
-        """Take over how many replicas there are and how busy their devices, by `gpu_id`."""
+    def show_replicas(self, count: int, gpu_percent: Mapping[str, float], *, rejecting: int = 0) -> None:
+        """Take over how many replicas there are, how busy their devices, by `gpu_id`, and how many refused a version."""
         self._replicas.set(count)
+        self._rejecting.set(rejecting)
         for gpu_id, percent in gpu_percent.items():
             self._gpu.labels(gpu_id).set(percent)
 

@@ -224,6 +224,26 @@ def test_a_dashboard_open_to_everybody_is_a_warning(
     assert "sluice deploy" in found("deployment", here).advice
 
 
+def test_a_version_that_serve_takes_for_served_and_replicas_refuse_is_told(
+    secret_file: Path, tmp_path: Path, answering: tuple[int, dict[str, tuple[int, object]]]
+) -> None:
+    port, answers = answering
+    here = settings(
+        secret_file,
+        ray_address="auto",
+        ray_dashboard_url=f"http://127.0.0.1:{port}",
+        ray_auth_token_path=token_file(tmp_path),
+    )
+    for version, level in (("1", "ok"), ("9", "fail")):
+        serves = {"registry_path": str(ROOT / "models"), "model": "cnn_lstm", "version": version, "engine": "torch"}
+        deployments = {"CNNLSTMPredictor": {"deployment_config": {"user_config": serves}}}
+        application = {"status": "RUNNING", "deployments": deployments}
+        answers["/api/serve/applications/"] = (200, {"applications": {"cnn_lstm_predictor": application}})
+        finding = found("deployment", here)
+        assert finding.level == level
+        assert (version in finding.found) is (level == "fail")
+
+
 def token_file(folder: Path) -> Path:
     token = folder / "ray_token"
     token.touch(mode=0o600)

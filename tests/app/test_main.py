@@ -53,7 +53,8 @@ def test_the_default_arms_are_those_of_the_settings(settings: Settings) -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_engine_and_the_exact_mode_reach_legacy(settings: Settings, exact: bool) -> None:
-    (legacy,) = create_app(settings.with_overrides(engine="auto", exact=exact)).state.gateway.backends
+    (arm,) = create_app(settings.with_overrides(engine="auto", exact=exact)).state.gateway.backends
+    legacy = arm._backend
     assert (legacy._source.engine, legacy._source.exact) == ("auto", exact)
 
 

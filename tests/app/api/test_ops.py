@@ -137,7 +137,8 @@ async def scrape(gateway: GatewayUnderTest) -> dict[str, float]:
 
 
 async def test_the_documented_metrics_are_there_with_their_buckets(gateway: GatewayUnderTest) -> None:
-    gateway.ray_serve.replicas = [{"gpu_id": "0", "gpu_utilization_percent": 41.5}, {}]
+    refused = {"model": "cnn_lstm", "version": "9", "reason": "damaged"}
+    gateway.ray_serve.replicas = [{"gpu_id": "0", "gpu_utilization_percent": 41.5}, {"rejected": refused}]
     await gateway.predict()
     await gateway.predict(body=b"x")
     samples = await scrape(gateway)
@@ -146,6 +147,7 @@ async def test_the_documented_metrics_are_there_with_their_buckets(gateway: Gate
     assert samples['cnn_lstm_prediction_errors_total{error_type="invalid-input",model_version="none"}'] == 1
     assert samples['cnn_lstm_gpu_utilization_percent{gpu_id="0"}'] == 41.5
     assert samples["cnn_lstm_replicas_total"] == 2
+    assert samples["cnn_lstm_replicas_rejecting"] == 1
     bounds = {name.split('le="')[1].split('"')[0] for name in samples if "latency_seconds_bucket" in name}
     assert {float(bound) for bound in bounds} == {*LATENCY_BUCKETS_S, float("inf")}
     assert samples['gateway_stage_seconds_count{stage="model"}'] == 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 
-from app.backends.bridge import Liveness, meaning
+from app.backends.bridge import Cluster, Liveness, meaning
 from serve_app.contract import (
     DeadlineExceeded,
     ModelFailed,
@@ -100,3 +102,41 @@ def test_an_error_of_the_contract_keeps_code_and_detail_through_rays_wrapping() 
     wrapped = RayTaskError("predict_packed", "traceback", ModelFailed("it raised")).as_instanceof_cause()
     translated = meaning(wrapped)
     assert (translated.code, translated.detail) == ("model-failed", "it raised")
+
+
+# --- how many replicas there are
+
+
+def application(status: str, **replica_states: int) -> SimpleNamespace:
+    deployments = {"model": SimpleNamespace(replica_states=replica_states)} if replica_states else {}
+    return SimpleNamespace(status=SimpleNamespace(value=status), deployments=deployments)
+
+
+def look_at(cluster: Cluster, app: SimpleNamespace) -> int:
+    replicas = cluster._running_in("app", app)
+    cluster.states({"app": (app.status.value, replicas)})
+    return replicas
+
+
+async def test_while_an_application_is_built_anew_its_replicas_of_before_count() -> None:
+    cluster = Cluster("app")
+    assert look_at(cluster, application("DEPLOYING")) == 0
+    assert look_at(cluster, application("RUNNING", RUNNING=2)) == 2
+    assert look_at(cluster, application("DEPLOYING")) == 2
+    assert look_at(cluster, application("DEPLOYING", RUNNING=1, STARTING=1)) == 1
+    assert look_at(cluster, application("DEPLOYING", STARTING=2)) == 0
+
+
+async def test_what_is_being_deleted_counts_no_more() -> None:
+    cluster = Cluster("app")
+    assert look_at(cluster, application("RUNNING", RUNNING=2)) == 2
+    assert look_at(cluster, application("DELETING")) == 0
+
+
+async def test_with_its_only_replica_lost_an_application_must_answer_a_first_call_again() -> None:
+    cluster = Cluster("app")
+    for replicas, answers in ((2, True), (1, False)):
+        cluster._replicas["app"] = replicas
+        cluster._answering["app"] = object()
+        cluster._lose_replica("app")
+        assert ("app" in cluster._answering) is answers

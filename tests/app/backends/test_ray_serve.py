@@ -11,7 +11,7 @@ import pytest
 from app.backends.coalesce import Group
 from app.backends.fake import fake_prediction
 from app.backends.frames import Frame, Kind
-from app.backends.ray_serve import BridgeProcess, RayServeBackend, _environment, _result
+from app.backends.ray_serve import BridgeProcess, RayServeBackend, _environment, _rejected, _result
 from serve_app.contract import NotReady, Options, Prediction, ReplicaLost, ServingError
 
 from .hand_driven import HandDrivenLoop, call, drive
@@ -242,3 +242,10 @@ def test_where_legacy_answers_the_next_bridge_is_not_waited_for() -> None:
         assert await asking == "replica-lost"
 
     drive(scenario)
+
+
+def test_what_replicas_refused_is_told_with_how_many_did() -> None:
+    refused = {"model": "cnn_lstm", "version": "9", "reason": "no safetensors file"}
+    rows = [{"app": "app", "rejected": refused}, {"app": "app", "rejected": refused}, {"app": "app", "rejected": None}]
+    assert _rejected(rows) == [{"app": "app", **refused, "replicas": 2}]
+    assert _rejected([{"app": "app"}]) == []

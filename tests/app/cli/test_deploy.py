@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+from app.cli.deploy import _standby
+from serve_app.serve_config import ServedModel
 from serve_app.signing import generate
 from tests.app.cli.command import EX_CONFIG, MODELS, assert_one_plain_line, sluice
 
@@ -54,3 +58,30 @@ def test_an_engine_that_fails_on_purpose_is_deployed_with_its_file_and_never_in_
     (application,) = json.loads(result.stdout)["applications"]
     assert application["deployments"][0]["user_config"]["fault_file"] == str(tmp_path / "fault.json")
     assert_one_plain_line(sluice(*words, cwd=tmp_path, PROD="1", **where), EX_CONFIG, "PROD=1")
+
+
+def test_a_registry_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = sluice("deploy", cwd=tmp_path, MODEL_REGISTRY_PATH=str(tmp_path / "gone"))
+    assert_one_plain_line(result, EX_CONFIG, str(tmp_path / "gone"))
+
+
+def test_a_version_that_replicas_would_refuse_is_refused_before_anything_is_put(tmp_path: Path) -> None:
+    registry = tmp_path / "models"
+    shutil.copytree(MODELS, registry)
+    (registry / "cnn_lstm" / "1" / "model.safetensors").write_bytes(b"no model")
+    result = sluice("deploy", "--version", "1", cwd=tmp_path, MODEL_REGISTRY_PATH=str(registry))
+    assert_one_plain_line(result, EX_CONFIG, str(registry), "model.safetensors")
+
+
+def running(**user_config: str | None) -> dict[str, Any]:
+    return {"deployments": {"model": {"deployment_config": {"user_config": {"model": "cnn_lstm", **user_config}}}}}
+
+
+def test_replicas_can_fall_back_to_the_last_good_version_that_was_deployed(tmp_path: Path) -> None:
+    serves = ServedModel(registry_path=str(MODELS), version="2")
+    assert _standby({}, serves) is None
+    assert _standby(running(version="1"), serves) == "1"
+    assert _standby(running(version="2", standby="1"), serves) == "1"
+    assert _standby(running(version="9", standby="1"), serves) == "1"
+    assert _standby(running(version="9"), serves) is None
+    assert _standby(running(version="1") | {"deployments": {}}, serves) is None
