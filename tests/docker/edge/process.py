@@ -144,10 +144,17 @@ class EdgeProcess:
         pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.worker_pids())
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status, once it has ended by itself."""
+        return self._process.wait(timeout_s)
+
     def reload(self) -> None:
         """What `nginx -s reload` does: new workers for new connections, the old ones finish what they have."""
         before = set(self.worker_pids())
-        self._process.send_signal(signal.SIGHUP)
+        self.signal(signal.SIGHUP)
         wait_until(lambda: bool(set(self.worker_pids()) - before), 10, "new workers")
 
     def stop(self) -> int:

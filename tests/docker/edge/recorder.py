@@ -37,6 +37,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._recorder.connections.add(self)
+        self._recorder.n_connections += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._recorder.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -62,12 +67,21 @@ class _Connection(asyncio.Protocol):
         self._request.method = self._parser.get_method().decode()
         self._request.is_whole = True
         if self._recorder.answer is not None:
-            self._transport.set_write_buffer_limits(0)
-            self._transport.write(self._recorder.answer)
-            self._request.is_answered = not self._transport.get_write_buffer_size()
+            self.answer(self._recorder.answer)
+
+    def answer(self, answer: bytes) -> None:
+        """Send this; nothing at all means to end the connection."""
+        self._transport.set_write_buffer_limits(0)
+        self._transport.write(answer)
+        self._request.is_answered = not self._transport.get_write_buffer_size()
+        if not answer:
+            self._transport.close()
 
     def resume_writing(self) -> None:
         self._request.is_answered = True
+
+    def end(self) -> None:
+        self._transport.close()
 
 
 class Recorder:
@@ -76,10 +90,18 @@ class Recorder:
     Attributes:
         requests: What arrived, oldest first.
         unparsable: Parts that were no HTTP.
-        answer: What every request is answered with, byte by byte; None for silence.
+        answer: What every request is answered with, byte by byte; None for silence, nothing for a hang-up.
+        connections: Those that are open.
+        n_connections: How many there ever were.
+
+    Args:
+        port: To listen on; a free one unless given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self._port = port
+        self.connections: set[_Connection] = set()
+        self.n_connections = 0
         self.requests: list[Recorded] = []
         self.unparsable: list[bytes] = []
         self.answer: bytes | None = ANSWER
@@ -104,11 +126,26 @@ class Recorder:
         self.unparsable.clear()
         self.answer = ANSWER
 
+    @property
+    def n_open(self) -> int:
+        return len(self.connections)
+
+    def answer_now(self, answer: bytes) -> None:
+        """Answer what was met with silence so far."""
+        self._run(self._answer(answer))
+
     def _run(self, coroutine):  # type: ignore[no-untyped-def]
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _listen(self) -> asyncio.Server:
-        return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
+        return await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port)
 
     async def _close(self) -> None:
         self._server.close()
+        for connection in list(self.connections):
+            connection.end()
+        await asyncio.sleep(0)
+
+    async def _answer(self, answer: bytes) -> None:
+        for connection in list(self.connections):
+            connection.answer(answer)
