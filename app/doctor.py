@@ -22,6 +22,8 @@ import httpx
 from rich.markup import escape
 from rich.table import Table
 
+from app.auth import ApiKeyFile, KeyUrl
+from app.identity import build_token_source
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
 from app.shared.commands import Command, RedisAway
@@ -84,7 +86,8 @@ def examine(
     return [
         _port(settings.host, settings.port),
         _registry(settings, wall_clock()),
-        _token_secret(settings),
+        _issuer_keys(settings) if settings.judges_by_public_keys else _token_secret(settings),
+        _api_keys(settings),
         _state_folder(settings.state_dir),
         _dotenv(Path(".env")),
         _legacy(settings),
@@ -192,6 +195,33 @@ def _token_secret(settings: Settings) -> Finding:
         f"{len(secret)} bytes from the environment, where other processes of this user can read it",
         "put it into a file of mode 0600 and name that in GATEWAY_JWT_SECRET_FILE",
     )
+
+
+def _issuer_keys(settings: Settings) -> Finding:
+    """What the gateway would judge tokens by: the file's keys, or what the URL gives now."""
+    try:
+        source = build_token_source(settings, lambda _: None, lambda *_: None, time.monotonic)
+    except ConfigError as error:
+        return Finding("token keys", "fail", str(error), "give it a set of public keys, or unset GATEWAY_JWT_JWKS_FILE")
+    if isinstance(source, KeyUrl):
+        asyncio.run(source.fetch())
+    count = 0 if source is None else source.document()["keys"]
+    where = settings.jwt_jwks_file or settings.jwt_jwks_url
+    if not count:
+        advice = "until it does, tokens get 503; see whether the URL is right and its keys are for RS256 or ES256"
+        return Finding("token keys", "fail", f"{where} gives no keys", advice)
+    return Finding("token keys", "ok", f"{count} from {where}")
+
+
+def _api_keys(settings: Settings) -> Finding:
+    table, pepper = settings.api_key_paths()
+    try:
+        count = len(ApiKeyFile(table, pepper).read().keys)
+    except OSError as error:
+        return Finding("API keys", "fail", f"cannot read {error.filename}: {error.strerror}", "put it back")
+    except ValueError as error:
+        return Finding("API keys", "fail", f"{table}: {error}", "put a good copy of table and pepper back")
+    return Finding("API keys", "ok", f"{count} in {table}" if count else "none")
 
 
 def _state_folder(folder: Path) -> Finding:

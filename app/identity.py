@@ -53,7 +53,7 @@ def build_identity(
     """
     keys = None if settings.judges_by_public_keys else KeySet({None: _shared_secret(settings)})
     tokens = TokenVerifier(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience, wall_clock=wall_clock)
-    token_source = _token_source(settings, tokens, count_reload, clock)
+    token_source = build_token_source(settings, tokens.replace_keys, count_reload, clock)
     api_keys = ApiKeyVerifier(wall_clock)
     api_key_source = ApiKeyReloader(ApiKeyFile(*settings.api_key_paths()), api_keys.replace, count_reload)
     _load(api_key_source)
@@ -88,11 +88,22 @@ def _shared_secret(settings: Settings) -> Key:
         raise ConfigError(f"the token secret: {error}") from error
 
 
-def _token_source(
-    settings: Settings, tokens: TokenVerifier, count_reload: CountReload, clock: Callable[[], float]
+def build_token_source(
+    settings: Settings, take: Callable[[KeySet], None], count_reload: CountReload, clock: Callable[[], float]
 ) -> KeyFile | KeyUrl | None:
+    """Where the public keys of tokens come from; None where a secret judges them.
+
+    Args:
+        settings: What the operator set.
+        take: Told every new set; that of a file is told at once.
+        count_reload: As in `build_identity`.
+        clock: Monotonic seconds.
+
+    Raises:
+        ConfigError: As `build_identity`.
+    """
     if settings.jwt_jwks_file is not None:
-        source = KeyFile(settings.jwt_jwks_file, tokens.replace_keys, count_reload)
+        source = KeyFile(settings.jwt_jwks_file, take, count_reload)
         _load(source)
         return source
     if settings.jwt_jwks_url is None:
@@ -103,7 +114,7 @@ def _token_source(
         raise ConfigError(f"GATEWAY_JWT_JWKS_CA_FILE: no certificates in {settings.jwt_jwks_ca_file}") from error
     return KeyUrl(
         settings.jwt_jwks_url,
-        tokens.replace_keys,
+        take,
         count_reload,
         refresh_s=settings.jwt_jwks_refresh_s,
         tls=tls,

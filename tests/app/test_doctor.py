@@ -14,8 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from rich.console import Console
 
+from app.auth import ApiKeyFile, Principal, make_key
 from app.doctor import Finding, examine, examine_installation, render, settings_refused
 from app.settings import ConfigError, Settings
+from tests.app.auth.signing import ec_key, public_jwk
 from tests.integration.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +76,7 @@ def test_a_sound_installation_has_nothing_to_mend(secret_file: Path) -> None:
     assert {(finding.check, finding.level) for finding in findings} == {
         (check, "ok")
         for check in (
-            *("python", "packages", "port", "registry", "token secret"),
+            *("python", "packages", "port", "registry", "token secret", "API keys"),
             *("state folder", ".env", "legacy", "ray", "redis", "clock"),
         )
     }
@@ -159,6 +161,37 @@ def test_a_secret_is_never_shown_and_better_kept_in_a_file(secret_file: Path) ->
     opened = settings(secret_file)
     secret_file.chmod(0o644)
     assert "chmod 600" in found("token secret", opened).found
+
+
+def test_the_issuer_s_keys_are_read_from_the_file_or_asked_of_the_url(
+    secret_file: Path, tmp_path: Path, answering: tuple[int, dict[str, tuple[int, object]]]
+) -> None:
+    port, answers = answering
+    by_keys = {"jwt_secret_file": None, "state_dir": tmp_path / "state"}
+    rows = {"keys": [public_jwk(ec_key(), "k1")]}
+    by_url = settings(secret_file, **by_keys, jwt_jwks_url=f"http://127.0.0.1:{port}/keys")
+    assert found("token keys", by_url).level == "fail"
+    answers["/keys"] = 200, rows
+    assert found("token keys", by_url).found.startswith("1 from")
+    file = tmp_path / "jwks.json"
+    by_file = settings(secret_file, **by_keys, jwt_jwks_file=file)
+    assert found("token keys", by_file).level == "fail"
+    file.write_text(json.dumps(rows))
+    file.chmod(0o644)
+    assert found("token keys", by_file).level == "ok"
+
+
+def test_a_damaged_table_of_api_keys_fails(secret_file: Path, tmp_path: Path) -> None:
+    with_keys = settings(secret_file, state_dir=tmp_path)
+    table, pepper = with_keys.api_key_paths()
+    credential = ApiKeyFile(table, pepper).add(lambda pepper: make_key(Principal("a"), pepper, now=0, lifetime_s=None))
+    assert found("API keys", with_keys).found.startswith("1 in")
+    assert credential[12:] not in repr(examine(with_keys))
+    table.chmod(0o644)
+    assert "chmod 600" in found("API keys", with_keys).found
+    table.chmod(0o600)
+    pepper.unlink()
+    assert found("API keys", with_keys).level == "fail"
 
 
 def test_settings_that_cannot_be_read_are_a_finding() -> None:
