@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.bodies import body_of, read_command
 from app.api.deps import Admin, GatewayDep, Operator
+from app.api.schemas import problems
 from app.errors import StateUnavailable
 from app.rollout.state import StateAway, StateConflict
 
-router = APIRouter(prefix="/rollout", tags=["rollout"])
+router = APIRouter(prefix="/rollout", tags=["rollout"], responses=problems(401, 403, 429))
 
 
 class NewShare(BaseModel):

@@ -115,9 +115,11 @@ _REFUSALS = {
     400: "The body or a header value cannot be parsed.",
     401: "No valid token.",
     403: "The token does not allow this.",
+    404: "There is no such thing here.",
+    409: "Somebody else changed it at the same time.",
     413: "The body is too large.",
     415: "The body's type or encoding is not taken.",
-    422: "Parsed, but not windows.",
+    422: "Parsed, but not what is asked for.",
     429: "The caller's rate limit is used up.",
     500: "An unforeseen failure.",
     502: "The model failed or its answer was invalid.",
@@ -125,15 +127,23 @@ _REFUSALS = {
     504: "The deadline passed.",
 }
 
+_PROBLEM = {"content": {PROBLEM_JSON: {"schema": ProblemDocument.model_json_schema()}}}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for these statuses and for whatever else may come."""
+    named: dict[int | str, dict[str, Any]] = {
+        status: {"description": _REFUSALS[status], **_PROBLEM} for status in statuses
+    }
+    return {**named, "default": {"description": "Any other refusal.", **_PROBLEM}}
+
+
 PREDICT_DOCUMENTATION: dict[str, Any] = {
     "name": "predict",
     "summary": "Predict",
     "tags": ["ray-serve"],
     "response_model": PredictionResponse,
-    "responses": {
-        status: {"description": text, "content": {PROBLEM_JSON: {"schema": ProblemDocument.model_json_schema()}}}
-        for status, text in _REFUSALS.items()
-    },
+    "responses": problems(*_REFUSALS),
     "openapi_extra": {
         "requestBody": {
             "required": True,
