@@ -33,7 +33,10 @@ async def show_rollout(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
 @router.put(
     "",
     openapi_extra={"requestBody": body_of(NewShare)},
-    responses={503: {"description": "The store that the gateways share is away; nothing was changed."}},
+    responses={
+        **problems(400, 413, 415, 422, 504),
+        503: {"description": "The store that the gateways share is away; nothing was changed."},
+    },
 )
 async def set_share(request: Request, gateway: GatewayDep, principal: Admin) -> dict[str, Any]:
     """Change the share; it is kept over restarts, and callers already moved stay moved while it grows."""

@@ -116,7 +116,6 @@ _REFUSALS = {
     401: "No valid token.",
     403: "The token does not allow this.",
     404: "There is no such thing here.",
-    409: "Somebody else changed it at the same time.",
     413: "The body is too large.",
     415: "The body's type or encoding is not taken.",
     422: "Parsed, but not what is asked for.",
