@@ -132,7 +132,7 @@ def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) 
     def limiter(policy: str, limit: int) -> RateLimiter:
         part = max(1, limit // (settings.workers * settings.instances))
         alone = LocalLimiter(local, limit=part, policy=policy, mode="local")
-        return SharedLimiter(shared, alone, limit=limit, policy=policy)
+        return SharedLimiter(shared, alone, limit=limit, policy=policy, clock=clock)
 
     limits = Limits(limiter("predict", settings.rate_limit), limiter("ops", settings.ops_rate_limit), concurrency)
     return _Limiting(limits, (shared,))

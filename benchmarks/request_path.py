@@ -4,7 +4,7 @@ Everything is on: token, limit, rollout, coalescing, ledger, metrics, access log
 in a closed loop; the model is a constant that comes two milliseconds after it was asked for. Reported is the process's
 CPU time per request, the least of several rounds, which is the figure least disturbed by whatever else runs.
 
-    python -m benchmarks.request_path [--requests 6400] [--rounds 5] [--profile float32]
+    python -m benchmarks.request_path [--requests 6400] [--rounds 5] [--profile float32] [--redis redis://127.0.0.1]
 """
 
 from __future__ import annotations
@@ -120,12 +120,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=6400, help="per round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", choices=("float32", "json", "v2"), help="show where one protocol's time goes")
+    parser.add_argument("--redis", help="URL of a Redis that counts for the limit; memory does without")
     return parser.parse_args()
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        settings = settings_in(folder)
+        settings = settings_in(folder, arguments.redis)
         app = create_app(settings, backends=[ConstantBackend()], log_stream=log)
         requests = requests_of(settings)
         async with app.router.lifespan_context(app):
@@ -140,7 +141,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
     return {f"{name}_us": round(min(row[name] for row in rounds), 1) for name in requests}
 
 
-def settings_in(folder: str) -> Settings:
+def settings_in(folder: str, redis_url: str | None) -> Settings:
     return Settings.model_validate(
         {
             "jwt_secret": secrets.token_urlsafe(48),
@@ -148,6 +149,7 @@ def settings_in(folder: str) -> Settings:
             "rate_limit": 10**9,
             "legacy": "off",
             "ray_address": "127.0.0.1:1",
+            "redis_url": redis_url,
         }
     )
 

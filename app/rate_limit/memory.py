@@ -42,6 +42,10 @@ class LocalLimiter:
             admitted, limit, WINDOW_S, max(0, limit - used), max(1, math.ceil(wait_s)), self._policy, self._mode
         )
 
+    def refuse(self, wait_s: float) -> Allowance:
+        """A refusal that rests on something else than the counters here."""
+        return Allowance(False, self._limit, WINDOW_S, 0, max(1, math.ceil(wait_s)), self._policy, self._mode)
+
     def record(self, account: str, cost: int) -> None:
         """Count what was admitted elsewhere."""
         self._counters.add(f"{self._policy}/{account}", cost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ PROBE_PERIOD_S = 0.5
 GOOD_PROBES = 2
 MAX_LATE = 3
 MAX_WAITING = 1024
+MAX_TOLD = 10_000
 
 _KEY_PREFIX = "sluice:limit:"
 _PROBE_KEY = "probe"
@@ -46,27 +48,55 @@ _CLEAR = Script("return redis.call('DEL', KEYS[1], KEYS[2])")
 
 
 class Spent(NamedTuple):
-    """A sliding-window counter of the library, after it was asked to count.
+    """A sliding-window counter of the library, as Redis told it.
+
+    Its count is previous · left / W + current until this fixed window ends; from then on it is what `current` still
+    weighs as the last window, if nothing else is spent.
 
     Attributes:
-        admitted: Whether it counted.
         previous: Units of the last fixed window.
-        previous_ttl_s: Seconds for which they still weigh something.
-        current: Units of this fixed window.
-        current_ttl_s: Seconds until these weigh nothing.
+        current: Units of this one.
+        left_s: Seconds until this one ends.
     """
 
-    admitted: bool
     previous: int
-    previous_ttl_s: float
     current: int
-    current_ttl_s: float
+    left_s: float
+
+    @property
+    def used(self) -> int:
+        """Units that count now."""
+        return math.floor(self.previous * self.left_s / WINDOW_S) + self.current
+
+    def after(self, seconds: float) -> Spent:
+        """The same, so many seconds later, if nothing is spent meanwhile."""
+        left_s = self.left_s - seconds
+        if left_s > 0:
+            return Spent(self.previous, self.current, left_s)
+        if left_s > -WINDOW_S:
+            return Spent(self.current, 0, left_s + WINDOW_S)
+        return Spent(0, 0, WINDOW_S)
+
+    def wait_s(self, room: int) -> float:
+        """Seconds until the count has fallen to `room`."""
+        if room < 0:
+            return WINDOW_S  # more than the whole limit: no wait would help
+        if self.current <= room and self.previous > 0:
+            return max(0.0, self.left_s - (room - self.current) * WINDOW_S / self.previous)
+        return self.left_s + max(0.0, WINDOW_S * (1 - room / self.current)) if self.current else self.left_s
+
+
+class Verdict(NamedTuple):
+    """What Redis made of a request: whether it was counted, and the counter after that."""
+
+    admitted: bool
+    spent: Spent
 
 
 class _Ask(NamedTuple):
     key: str
     command: Command
-    answer: asyncio.Future[Spent | None]
+    answer: asyncio.Future[Verdict | None]
 
 
 class SharedCounters:
@@ -119,7 +149,7 @@ class SharedCounters:
         self._let_go(self._bundle + self._waiting)
         await self._link.close()
 
-    async def spend(self, key: str, limit: int, cost: int) -> Spent | None:
+    async def spend(self, key: str, limit: int, cost: int) -> Verdict | None:
         """Count `cost` against the key where the limit allows it; None when Redis does not tell, or not in time."""
         if self.is_away or self._in_doubt or len(self._waiting) >= MAX_WAITING:
             return None
@@ -165,15 +195,15 @@ class SharedCounters:
         self._waiting = []
 
     def _settle(self, ask: _Ask, answer: Any) -> None:
-        spent = None
+        verdict = None
         try:
-            spent = None if ask.command.script is _CLEAR else _read(answer)
+            verdict = None if ask.command.script is _CLEAR else _read(answer)
         except BadKey:
             self._clear(ask.key)
         except RedisAway as away:
             self._leave(str(away))
         if not ask.answer.done():
-            ask.answer.set_result(spent)
+            ask.answer.set_result(verdict)
 
     def _clear(self, key: str) -> None:
         """What a key holds is not ours; the count begins anew. Sent with the next bundle, awaited by none."""
@@ -221,36 +251,64 @@ class SharedCounters:
 
 
 class SharedLimiter:
-    """The limit of one policy over shared counters, with a local one beside it for when they are away.
+    """The limit of one policy over shared counters, with a local one beside it for when they do not tell.
 
-    Whatever is admitted is counted locally as well: when Redis goes, each worker goes on from what it admitted.
+    Whatever is admitted is counted locally as well: when Redis goes, each worker goes on from what it admitted. And
+    what Redis told last of an account still holds, as it fades: who had spent everything has not got a part of it anew.
 
     Args:
         counters: In Redis.
         local: This worker's part of the limit.
         limit: Units per minute, of all workers together.
         policy: Name in headers and keys.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, counters: SharedCounters, local: LocalLimiter, *, limit: int, policy: str = "predict") -> None:
+    def __init__(
+        self,
+        counters: SharedCounters,
+        local: LocalLimiter,
+        *,
+        limit: int,
+        policy: str = "predict",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._counters = counters
         self._local = local
         self._limit = limit
         self._policy = policy
+        self._clock = clock
+        self._told: dict[str, tuple[Spent, float]] = {}
 
     async def spend(self, account: str, cost: int) -> Allowance:
         """Count `cost` units against the account, or refuse and count nothing."""
-        spent = await self._counters.spend(f"{self._policy}/{account}", self._limit, cost)
-        if spent is None:
-            return await self._local.spend(account, cost)
-        if spent.admitted:
+        verdict = await self._counters.spend(f"{self._policy}/{account}", self._limit, cost)
+        if verdict is None:
+            return await self._spend_alone(account, cost)
+        admitted, spent = verdict
+        self._remember(account, spent)
+        if admitted:
             self._local.record(account, cost)
-        left_s = spent.current_ttl_s - WINDOW_S  # the library's counters live for two windows
-        used = math.floor(spent.previous * spent.previous_ttl_s / WINDOW_S) + spent.current
-        wait_s = left_s if spent.admitted else _wait_s(spent.previous, spent.current, left_s, self._limit - cost)
-        remaining = max(0, self._limit - used)
-        reset_s = max(1, math.ceil(wait_s))
-        return Allowance(spent.admitted, self._limit, WINDOW_S, remaining, reset_s, self._policy, "shared")
+        wait_s = spent.left_s if admitted else spent.wait_s(self._limit - cost)
+        remaining = max(0, self._limit - spent.used)
+        return Allowance(admitted, self._limit, WINDOW_S, remaining, max(1, math.ceil(wait_s)), self._policy, "shared")
+
+    async def _spend_alone(self, account: str, cost: int) -> Allowance:
+        if account not in self._told:
+            return await self._local.spend(account, cost)
+        spent, told_at = self._told[account]
+        spent = spent.after(self._clock() - told_at)
+        if spent.used + cost > self._limit:
+            return self._local.refuse(spent.wait_s(self._limit - cost))
+        allowance = await self._local.spend(account, cost)
+        if allowance.admitted:
+            self._remember(account, spent._replace(current=spent.current + cost))
+        return allowance
+
+    def _remember(self, account: str, spent: Spent) -> None:
+        if len(self._told) >= MAX_TOLD and account not in self._told:
+            self._told.clear()  # a help, not the count itself
+        self._told[account] = spent, self._clock()
 
 
 def _keys(key: str) -> tuple[str, str]:
@@ -258,7 +316,7 @@ def _keys(key: str) -> tuple[str, str]:
     return f"{_KEY_PREFIX}{{{key}}}/-1", f"{_KEY_PREFIX}{{{key}}}"
 
 
-def _read(answer: Any) -> Spent:
+def _read(answer: Any) -> Verdict:
     """The script's answer. Raises `RedisAway`, `BadKey`."""
     if isinstance(answer, RedisAway):
         raise answer
@@ -269,17 +327,5 @@ def _read(answer: Any) -> Spent:
         raise BadKey("a key holds something else") from None
     if previous < 0 or current < 0 or -1 in {previous_ttl_ms, current_ttl_ms}:  # -1: it would never be forgotten
         raise BadKey("a key holds what was never counted")
-    return Spent(admitted == 1, previous, max(0, previous_ttl_ms) / 1000, current, max(0, current_ttl_ms) / 1000)
-
-
-def _wait_s(previous: int, current: int, left_s: float, room: int) -> float:
-    """Seconds until the weighted count has fallen to `room`.
-
-    The count is previous · left / W + current until the window ends in `left_s`; from then on it is what
-    `current` still weighs as the last window, if nothing else is spent.
-    """
-    if room < 0:
-        return WINDOW_S  # more than the whole limit: no wait would help
-    if current <= room and previous > 0:
-        return max(0.0, left_s - (room - current) * WINDOW_S / previous)
-    return left_s + max(0.0, WINDOW_S * (1 - room / current)) if current else left_s
+    left_s = current_ttl_ms / 1000 - WINDOW_S  # the library's counters live for two windows
+    return Verdict(admitted == 1, Spent(previous, current, max(0.0, left_s)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
-from app.rate_limit.shared import MAX_LATE, MAX_WAITING, SharedCounters, SharedLimiter
+from app.rate_limit.shared import MAX_LATE, MAX_WAITING, SharedCounters, SharedLimiter, Spent
 from app.shared.commands import Command, RedisAway
 
 NEW = [1, None, -2, b"1", 120_000]
@@ -159,3 +159,39 @@ async def test_an_answer_that_makes_no_sense_is_nobody_s_exception(
 
     monkeypatch.setattr(link, "ask", ask)
     assert await counters.spend("a", 10, 1) is None
+
+
+async def test_who_had_spent_all_in_redis_gets_no_part_of_it_anew_until_it_would_have_faded(
+    counters: SharedCounters, link: FakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        if link.failure is not None:
+            raise link.failure
+        return [[0, None, -2, b"20", 90_000] for _ in commands]
+
+    monkeypatch.setattr(link, "ask", ask)
+    now = 0.0
+    local = LocalLimiter(MinuteCounters(lambda: now), limit=10, mode="local")
+    limiter = SharedLimiter(counters, local, limit=20, clock=lambda: now)
+    assert not (await limiter.spend("a", 1)).admitted
+    link.failure = RedisAway("ConnectionError")
+    refused = await limiter.spend("a", 1)
+    assert (refused.admitted, refused.mode, refused.remaining, refused.reset_s) == (False, "local", 0, 33)
+    assert (await limiter.spend("b", 1)).admitted  # of whom Redis told nothing
+    now = 29.9
+    assert not (await limiter.spend("a", 1)).admitted
+    now = 30.1
+    assert [(await limiter.spend("a", 1)).admitted for _ in range(2)] == [True, False]
+    now = 95.0
+    assert [(await limiter.spend("a", 1)).admitted for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_a_counter_fades_as_redis_own_would() -> None:
+    spent = Spent(previous=30, current=60, left_s=20.0)
+    assert spent.used == 70
+    assert spent.after(10.0) == Spent(30, 60, 10.0)
+    assert spent.after(20.0) == Spent(60, 0, 60.0)
+    assert spent.after(50.0).used == 30
+    assert spent.after(80.0).used == spent.after(1e6).used == 0
+    assert spent.after(spent.wait_s(65) + 0.001).used <= 65
+    assert spent.after(spent.wait_s(30) + 0.001).used <= 30
