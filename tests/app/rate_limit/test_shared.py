@@ -54,7 +54,7 @@ async def link() -> FakeLink:
 
 @pytest.fixture
 async def counters(link: FakeLink) -> AsyncIterator[SharedCounters]:
-    counters = SharedCounters(link, timeout_s=0.05, doubt_after_s=0.01, probe_period_s=0.01)
+    counters = SharedCounters(link, timeout_s=10, doubt_after_s=5, probe_period_s=0.01)
     await counters.start()
     link.bundles.clear()
     yield counters
@@ -72,13 +72,12 @@ async def test_what_is_asked_meanwhile_goes_with_the_next_bundle(counters: Share
     assert link.bundles == [1, 20]
 
 
-async def test_when_a_bundle_takes_long_all_but_a_few_are_let_go_and_nobody_new_waits(
-    counters: SharedCounters, link: FakeLink
-) -> None:
+async def test_when_a_bundle_takes_long_all_but_a_few_are_let_go_and_nobody_new_waits(link: FakeLink) -> None:
+    counters = SharedCounters(link, timeout_s=10, doubt_after_s=0.01)
     link.hang()
     waiting = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(20)]
-    done, late = await asyncio.wait(waiting, timeout=0.03)
-    assert len(late) <= MAX_LATE
+    done, late = await asyncio.wait(waiting, timeout=0.2)
+    assert len(late) == MAX_LATE
     assert {task.result() for task in done} == {None}
     assert await counters.spend("a", 10, 1) is None
     assert link.bundles == [20]
