@@ -21,6 +21,7 @@ _LOGGER = logging.getLogger(__name__)
 TIMEOUT_S = 0.05
 DOUBT_AFTER_S = 0.015
 PROBE_PERIOD_S = 0.5
+CONNECT_TIMEOUT_S = 0.5  # nobody waits for it but the probes, and TLS and names take their time
 GOOD_PROBES = 2
 MAX_LATE = 3
 MAX_WAITING = 1024
@@ -239,6 +240,7 @@ class SharedCounters:
         """Whether Redis counts, not merely answers: a full one, or a copy that may not be written, does not."""
         keys = _keys(_PROBE_KEY)
         try:
+            await self._link.ask([Command(None, ("PING",))], CONNECT_TIMEOUT_S)  # on an open line only time tells
             [answer] = await self._link.ask([_SPEND.call(keys, (1 << 50, WINDOW_S, 1))], self._timeout_s)
             _read(answer)
         except BadKey:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.shared.address import parse_redis_url
 from app.shared.link import RedisLink
 from tests.faults.toxic import CLEAN, ToxicProxy, Toxics
+from tests.integration.processes import ROOT
 from tests.integration.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
@@ -240,3 +243,46 @@ async def test_a_socket_and_a_password_from_a_file_that_changes(tmp_path: Path) 
                 while counters.is_away:
                     await asyncio.sleep(0.01)
         await counters.stop()
+
+
+@contextlib.asynccontextmanager
+async def behind_tls(redis: RedisServer, certificates: Path) -> AsyncIterator[int]:
+    """The port on which Redis is reached by TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "edge.crt", certificates / "edge.key")
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            upstream = await asyncio.open_connection("127.0.0.1", redis.port)
+            await asyncio.gather(carry(reader, upstream[1]), carry(upstream[0], writer))
+
+    server = await asyncio.start_server(join, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_by_tls_redis_is_believed_only_with_the_right_name_and_certificate(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+        subprocess.run([ROOT / "docker/edge/make-certificate.sh", tmp_path / folder, "localhost"], check=True)
+    async with behind_tls(redis, tmp_path / "ours") as port:
+        for host, authority, is_believed in (
+            ("localhost", "ours", True),
+            ("localhost", "theirs", False),
+            ("127.0.0.1", "ours", False),
+            ("localhost", None, False),
+        ):
+            ca_file = None if authority is None else str(tmp_path / authority / "edge_ca.crt")
+            counters = SharedCounters(RedisLink(parse_redis_url(f"rediss://{host}:{port}"), ca_file=ca_file))
+            await counters.start()
+            assert (await counters.spend("a", 10, 1) is not None) == is_believed, (host, authority)
+            await counters.stop()
