@@ -27,7 +27,7 @@ from serve_app.contract import ModelNotFound
 # The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
 PUBLIC_PATHS = docs.PATHS | {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 
-BEARER = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token with the scope that the route names.")
+BEARER = HTTPBearer(auto_error=False, description="A token or API key with the scope that the route names.")
 
 
 class Service(Protocol):

@@ -11,11 +11,12 @@ from app.auth.api_keys import ApiKeyVerifier, make_key
 from app.auth.door import FAILURES, Door, FailureLimit
 from app.auth.key_sources import KeyFile, KeyUrl
 from app.auth.keys import Key, KeySet
-from app.auth.principal import Principal, Verifier, read_models, read_scopes
+from app.auth.principal import SCOPES, Principal, Verifier, read_models, read_scopes
 from app.auth.tokens import TokenVerifier, mint_token
 
 __all__ = [
     "FAILURES",
+    "SCOPES",
     "ApiKeyFile",
     "ApiKeyReloader",
     "ApiKeyVerifier",

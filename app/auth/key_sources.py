@@ -6,6 +6,7 @@ A set is taken whole or not at all: one that is no good leaves the last good one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import time
@@ -24,6 +25,7 @@ POLL_S = 0.25
 FETCH_TIMEOUT_S = 5.0
 MIN_REFRESH_S = 5.0
 RENEWAL_PATIENCE_S = 0.5
+FIRST_FETCH_PATIENCE_S = 1.0
 
 _WHAT = "tokens"
 _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
@@ -66,9 +68,14 @@ class KeyFile:
         await self._background.stop()
 
     async def renew(self) -> bool:
-        """Look at the file now; whether that has brought new keys."""
+        """Look at the file now; whether that has brought new keys.
+
+        A look that takes too long goes on without the asker: what it finds must not be lost with it.
+        """
         before = self._record.generation
-        await self._look_once()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RENEWAL_PATIENCE_S):
+                await asyncio.shield(self._look_once())
         return self._record.generation != before
 
     def document(self) -> dict[str, Any]:
@@ -137,7 +144,9 @@ class KeyUrl:
         self._fetched = asyncio.Event()
 
     async def start(self) -> None:
+        """Begin, and give an issuer that answers the time to do so, or the first tokens would be told to wait."""
         self._background.start()
+        await self._wait_for_fetch(FIRST_FETCH_PATIENCE_S)
 
     async def stop(self) -> None:
         await self._background.stop()
@@ -150,16 +159,18 @@ class KeyUrl:
         before = self._record.generation
         self._wanted.set()
         if self._rests_until is None or self._clock() >= self._rests_until:
-            try:
-                async with asyncio.timeout(RENEWAL_PATIENCE_S):
-                    await self._fetched.wait()
-            except TimeoutError:
-                return False
+            await self._wait_for_fetch(RENEWAL_PATIENCE_S)
         return self._record.generation != before
 
     def document(self) -> dict[str, Any]:
         """For `/stats`."""
         return {"source": "url", **self._record.document()}
+
+    async def _wait_for_fetch(self, patience_s: float) -> None:
+        """Wait until the fetch that is under way, or the next one, has ended; not longer than this."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._fetched.wait()
 
     async def _run(self) -> None:
         while True:
@@ -170,11 +181,9 @@ class KeyUrl:
         distance_s = min(seconds, MIN_REFRESH_S)
         self._rests_until = self._clock() + distance_s
         await asyncio.sleep(distance_s)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds - distance_s):
                 await self._wanted.wait()
-        except TimeoutError:
-            pass
 
     async def fetch(self) -> float:
         """Fetch the set once and take it when it is good and new; returns the seconds until the next is due."""
@@ -192,7 +201,7 @@ class KeyUrl:
                 self._text = text
         except KeysRefused as error:
             return self._note_failure(str(error))
-        except (TimeoutError, httpx.HTTPError) as error:
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:  # a time-out is an OSError
             return self._note_failure(f"the issuer's URL does not answer: {type(error).__name__}")
         finally:
             self._fetched.set()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+SCOPES = ("predict", "ops", "admin", "features")
 MAX_NAME_CHARS = 255
 MAX_MODELS = 64
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 _LOGGER = logging.getLogger(__name__)
 
+_PAUSE_S = 1.0
+
 Outcome = Literal["taken", "refused"]
 
 
@@ -16,20 +18,29 @@ class Background:
     """A coroutine in a task of its own, from `start` to `stop`.
 
     Args:
-        run: Runs until it is cancelled.
+        run: Runs until it is cancelled. A fault that it did not foresee is logged and it is run again: keys that are
+            never looked at any more would go unnoticed until one has to be taken away.
     """
 
     def __init__(self, run: Callable[[], Awaitable[None]]) -> None:
         self._run = run
-        self._task: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.ensure_future(self._run())
+        self._task = asyncio.create_task(self._keep_running())
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_running(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                _LOGGER.exception("looking for keys failed; it goes on")
+            await asyncio.sleep(_PAUSE_S)
 
 
 class SourceRecord:

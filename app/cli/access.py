@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from app import development
-from app.cli.terminal import fail
+from app.cli.terminal import EX_CONFIG, fail
 from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ def token_for(settings: Settings, token: str | None, subject: str, scope: str, l
     if not token.isascii():
         fail("the token holds a character that no token has")
     return token
+
+
+def known_scopes(text: str) -> list[str]:
+    """The scopes of an option; one that no route asks for is a slip, and told."""
+    from app.auth import SCOPES
+
+    if unknown := [scope for scope in text.split() if scope not in SCOPES]:
+        fail(f"no route asks for the scope {unknown[0]!r:.40}; there are {', '.join(SCOPES)}", EX_CONFIG)
+    return text.split()
 
 
 def mint(

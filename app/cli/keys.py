@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 from rich.table import Table
 
+from app.cli.access import known_scopes
 from app.cli.options import AsJson, Models, Tenant
 from app.cli.terminal import EX_CONFIG, err, fail, out
 from app.settings import load_settings
@@ -35,10 +36,12 @@ def key_create(
     models: Models = None,
 ) -> None:
     """Print one new key and nothing else; it is stored as a hash and cannot be shown again."""
-    from app.auth import Principal, make_key, read_models, read_scopes
+    from app.auth import Principal, make_key, read_models
+
+    scopes = frozenset(known_scopes(scope))
 
     def make(pepper: bytes) -> tuple[str, ApiKey]:
-        principal = Principal(sub, tenant, read_scopes(scope), None if models is None else read_models(models.split()))
+        principal = Principal(sub, tenant, scopes, None if models is None else read_models(models.split()))
         lifetime_s = None if days is None else days * _SECONDS_PER_DAY
         return make_key(principal, pepper, now=time.time(), lifetime_s=lifetime_s)
 

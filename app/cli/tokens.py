@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.access import client_settings, mint
+from app.cli.access import client_settings, known_scopes, mint
 from app.cli.options import Models, Tenant
 
 
@@ -18,4 +18,5 @@ def token(
     models: Models = None,
 ) -> None:
     """Print one token and nothing else."""
+    known_scopes(scope)
     print(mint(client_settings(), sub, scope, ttl, tenant=tenant, models=None if models is None else models.split()))

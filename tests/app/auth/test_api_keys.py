@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.auth import ApiKeyFile, ApiKeyReloader, ApiKeyVerifier, Principal, api_keys, make_key
@@ -70,6 +70,7 @@ def test_nothing_stored_and_nothing_shown_holds_the_key() -> None:
     assert key.digest.hex() not in repr(key)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80) | st.from_regex(r"gk_[a-z2-7]{8}_[A-Za-z0-9_-]{43}"))
 def test_no_text_is_taken_for_a_key_or_fails_otherwise(text: str) -> None:
     assert refused(knowing(Clock(), made()[1]), text)

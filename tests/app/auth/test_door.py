@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.auth import FAILURES, ApiKeyVerifier, Door, FailureLimit, Key, KeySet, Principal, make_key
@@ -175,6 +175,7 @@ def test_the_scheme_s_case_does_not_matter() -> None:
     assert bearer_credential([b"bEARER abc"]) == "abc"
 
 
+@settings(deadline=None)
 @given(per_minute=st.integers(1, 10_000), burst=st.integers(1, 50))
 def test_as_many_failures_as_were_set_pass_at_once_whatever_the_number(per_minute: int, burst: int) -> None:
     limit = FailureLimit(per_minute, clock=lambda: 12345.678)

@@ -168,19 +168,22 @@ def test_a_bomb_is_refused_in_less_than_five_milliseconds(name: str) -> None:
     assert min(durations) < 0.005
 
 
-def test_headers_that_name_an_address_cause_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_that_name_an_address_or_a_file_cause_neither_a_connection_nor_a_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def connect(*_: Any) -> None:
-        raise AssertionError("a connection was tried")
+        raise AssertionError("a connection or a file was tried")
 
-    monkeypatch.setattr("socket.socket.connect", connect)
+    verifiers = {private: verifier_of(Clock(), {"k1": key_of(private)}) for private in (rsa_key(), ec_key())}
+    for place in ("socket.socket.connect", "os.open", "builtins.open", "io.open"):
+        monkeypatch.setattr(place, connect)
     monkeypatch.setattr("socket.getaddrinfo", connect)
-    for private in (rsa_key(), ec_key()):
-        verifier = verifier_of(Clock(), {"k1": key_of(private)})
+    for private, verifier in verifiers.items():
         header = {"alg": algorithm_of(private), "kid": "k1"}
         for extra in (
             {"jku": "http://127.0.0.1:9/k"},
             {"x5u": "http://127.0.0.1:9/k"},
-            {"kid": "http://127.0.0.1:9/k"},
+            {"kid": "/dev/null"},
         ):
             with pytest.raises(Unauthenticated):
                 verifier.verify(sign_with(private, header | extra, CLAIMS))

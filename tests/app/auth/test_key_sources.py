@@ -287,6 +287,51 @@ async def test_the_url_is_asked_again_when_that_is_due(taken: Taken, monkeypatch
         await source.stop()
 
 
+async def test_the_start_waits_for_an_issuer_that_answers_and_a_second_for_one_that_hangs(taken: Taken) -> None:
+    async with issuing(jwks(FIRST)) as issuer:
+        source = url_source(issuer.url, taken)
+        await source.start()
+        assert taken.kids() == {"first"}
+        await source.stop()
+        issuer.hangs = True
+        source = url_source(issuer.url, taken)
+        started_at = time.monotonic()
+        await source.start()
+        assert 0.9 < time.monotonic() - started_at < 2.5
+        await source.stop()
+
+
+async def test_a_fault_that_nobody_foresaw_does_not_end_the_looking(
+    path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.auth.reload._PAUSE_S", 0.01)
+    source = file_source(path, taken)
+
+    def fail(text: bytes) -> KeySet:
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(key_sources, "read_jwks", fail)
+    await source.start()
+    replace(path, jwks(FIRST, SECOND))
+    await until(lambda: "ZeroDivisionError" in caplog.text)
+    replace(path, jwks(SECOND))
+    await until(lambda: taken.kids() == {"second"}, within_s=3)
+    await source.stop()
+
+
+async def test_who_asks_gives_up_on_a_file_that_hangs_and_what_it_held_is_not_lost(
+    path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_sources, "RENEWAL_PATIENCE_S", 0.05)
+    source = file_source(path, taken)
+    really = key_sources.read_jwks
+    monkeypatch.setattr(key_sources, "read_jwks", lambda text: (time.sleep(0.2), really(text))[1])
+    replace(path, jwks(SECOND))
+    assert await source.renew() is False
+    await until(lambda: taken.kids() == {"second"})
+
+
 async def test_an_issuer_that_is_late_is_taken_when_it_comes(taken: Taken) -> None:
     async with issuing(b"") as first:
         port = int(first.url.rsplit(":")[-1].split("/")[0])

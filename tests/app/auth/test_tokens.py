@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jose import jwk
 
@@ -286,11 +286,13 @@ def test_one_token_has_one_spelling(verifier: TokenVerifier) -> None:
         assert refused(verifier, spelling), spelling
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200) | st.from_regex(r"[\w-]{1,80}\.[\w-]{1,80}\.[\w-]{1,80}"))
 def test_no_text_makes_the_verifier_fail_otherwise(text: str) -> None:
     assert refused(verifier_of(Clock()), text)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_changed_character_is_refused(data: st.DataObject) -> None:
     token = sign(HEADER, CLAIMS)
@@ -400,6 +402,7 @@ def test_a_list_of_models_that_is_none_is_refused(verifier: TokenVerifier, model
     assert refused(verifier, sign(HEADER, claims_with(models=models)))
 
 
+@settings(deadline=None)
 @given(
     at=st.lists(st.floats(NOW - 200_000, NOW + 200_000), min_size=1, max_size=6),
     iat=st.integers(NOW - 100, NOW + 100),

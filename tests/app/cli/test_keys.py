@@ -47,6 +47,12 @@ def test_a_key_that_no_gateway_would_take_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / ".run/state/api_keys.json").exists()
 
 
+def test_a_scope_that_no_route_asks_for_is_a_slip(tmp_path: Path) -> None:
+    for words in (("key", "create"), ("token",)):
+        result = sluice(*words, "--sub", "a", "--scope", "predcit", cwd=tmp_path, GATEWAY_JWT_SECRET=SECRET)
+        assert_one_plain_line(result, EX_CONFIG, "predcit", "predict, ops")
+
+
 def test_a_damaged_table_is_told_and_left_as_it_is(tmp_path: Path) -> None:
     sluice("key", "create", "--sub", "a", cwd=tmp_path)
     table = tmp_path / ".run/state/api_keys.json"
