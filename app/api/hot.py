@@ -50,7 +50,7 @@ _HEADERS = frozenset(
     }
 )
 _DIGITS = re.compile(rb"[0-9]{1,6}")
-_CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
+_CLIENT_REQUEST_ID = re.compile(rb"(?!gk_|eyJ)[A-Za-z0-9_.-]{1,64}")  # a credential in the wrong header is not repeated
 _ROUTE_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, section 3.2.2
 _BACKENDS = {CANARY.encode(): CANARY, STABLE.encode(): STABLE}

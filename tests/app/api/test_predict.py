@@ -203,7 +203,9 @@ async def test_a_bad_timeout_is_400(gateway: GatewayUnderTest, value: str) -> No
     assert gateway.calls() == []
 
 
-@pytest.mark.parametrize("value", [f"{MARK}/../..", "a b", "x" * 65, "a\tb", "é", "<script>"])
+@pytest.mark.parametrize(
+    "value", [f"{MARK}/../..", "a b", "x" * 65, "a\tb", "é", "<script>", "gk_ab12cd34_x", "eyJhbGciOi"]
+)
 async def test_a_strange_request_id_is_not_repeated(gateway: GatewayUnderTest, value: str) -> None:
     response = await gateway.predict(headers={"X-Request-Id": value.encode()})  # type: ignore[dict-item]
     assert response.status_code == 200
