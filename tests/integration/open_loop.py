@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import random
+import re
 import ssl
 import subprocess
 import sys
@@ -346,7 +347,7 @@ class Generator:
                 connection.hang_up()
         kind = "fresh" if fresh else "kept"
         document = _document(answer.body)
-        version, problem = str(document.get("model_version", "")), str(document.get("type", "")).rpartition(":")[2]
+        version, problem = str(document.get("model_version", "")), re.split("[:#]", str(document.get("type", "")))[-1]
         self._results.append(
             Result(serial, stream.name, kind, due, sent, answer.ended, answer.status, answer.error, version, problem,
                    answer.headers)
