@@ -291,3 +291,31 @@ def test_what_fails_on_purpose_needs_its_file_and_is_refused_in_production(monke
     monkeypatch.setenv("GATEWAY_ENGINE", "torch")
     with pytest.raises(ConfigError, match="PROD=1"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://issuer.example/.well-known/jwks.json",
+        "https://issuer.example:8443/keys?tenant=1",
+        "http://127.0.0.1:8080/keys",
+        "http://localhost/keys",
+        "http://[::1]:8080/keys",
+    ],
+)
+def test_keys_may_come_by_https_and_from_this_machine(url: str) -> None:
+    assert Settings(_env_file=None, jwt_jwks_url=url).judges_by_public_keys
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://issuer.example/keys",
+        "http://127.0.0.1.evil.example/keys",
+        "http://localhost.evil.example/",
+        "ftp://127.0.0.1/",
+    ],
+)
+def test_keys_do_not_come_by_plain_http_from_elsewhere(url: str) -> None:
+    with pytest.raises(ValidationError, match="https"):
+        Settings(_env_file=None, jwt_jwks_url=url)
