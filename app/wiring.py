@@ -127,7 +127,7 @@ def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) 
             for policy, limit in (("predict", settings.rate_limit), ("ops", settings.ops_rate_limit))
         )
         return _Limiting(Limits(predict, ops, concurrency), ())
-    shared = SharedCounters(link, on_change=metrics.show_limits_local)
+    shared = SharedCounters(link, on_change=metrics.show_limits_local, clock=clock)
 
     def limiter(policy: str, limit: int) -> RateLimiter:
         part = max(1, limit // (settings.workers * settings.instances))

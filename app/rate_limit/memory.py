@@ -86,6 +86,13 @@ class MinuteCounters(Storage, MovingWindowSupport):
         spent[key] = spent.get(key, 0) + amount
         self._totals[key] = self._totals.get(key, 0) + amount
 
+    def take(self) -> dict[str, int]:
+        """Units spent in the last minute, by key; they are forgotten here."""
+        self._drop_old()
+        totals, self._totals = self._totals, {}
+        self._slices.clear()
+        return totals
+
     def wait_s(self, key: str, room: int) -> float:
         """Seconds until at most `room` units are left of what is spent now."""
         if room < 0:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from limits.aio.storage.redis.bridge import RedisBridge
 
 from app.rate_limit import WINDOW_S, Allowance
-from app.rate_limit.memory import LocalLimiter
+from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.shared.commands import BadKey, Command, Link, RedisAway, Script
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ MAX_TOLD = 10_000
 
 _KEY_PREFIX = "sluice:limit:"
 _PROBE_KEY = "probe"
+_NO_LIMIT = 1 << 50
 
 # The library's two scripts as one: to count and to look takes one call. All of their time is the time to live that
 # Redis gives a key, so no clock but its own is asked.
@@ -96,6 +97,7 @@ class Verdict(NamedTuple):
 
 class _Ask(NamedTuple):
     key: str
+    cost: int
     command: Command
     answer: asyncio.Future[Verdict | None]
 
@@ -113,6 +115,7 @@ class SharedCounters:
         timeout_s: Longest that a request waits.
         doubt_after_s: Longest that all but the first few requests of a bundle wait.
         probe_period_s: Seconds between probes.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class SharedCounters:
         timeout_s: float = TIMEOUT_S,
         doubt_after_s: float = DOUBT_AFTER_S,
         probe_period_s: float = PROBE_PERIOD_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._on_change = on_change
@@ -134,6 +138,7 @@ class SharedCounters:
         self._sender: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._owed = MinuteCounters(clock)
         self._in_doubt = False
         self.is_away = False
 
@@ -155,11 +160,15 @@ class SharedCounters:
         if self.is_away or self._in_doubt or len(self._waiting) >= MAX_WAITING:
             return None
         loop = asyncio.get_running_loop()
-        ask = _Ask(key, _SPEND.call(_keys(key), (limit, WINDOW_S, cost)), loop.create_future())
+        ask = _Ask(key, cost, _SPEND.call(_keys(key), (limit, WINDOW_S, cost)), loop.create_future())
         self._waiting.append(ask)
         if self._sender is None:
             self._sender = loop.create_task(self._send_bundles())
         return await ask.answer
+
+    def owe(self, key: str, cost: int) -> None:
+        """Have `cost` counted without asking, when Redis tells again: it was admitted while it did not."""
+        self._owed.add(key, cost)
 
     async def _send_bundles(self) -> None:
         try:
@@ -184,6 +193,8 @@ class SharedCounters:
             self._in_doubt = False
         for ask, answer in zip(bundle, answers, strict=True):
             self._settle(ask, answer)
+        if not self.is_away:
+            self._pay()
 
     def _look_again(self, seconds: float) -> None:
         """Doubt in two steps: a loop that stood still must read what came meanwhile before it judges."""
@@ -205,11 +216,22 @@ class SharedCounters:
             self._leave(str(away))
         if not ask.answer.done():
             ask.answer.set_result(verdict)
+        elif (
+            verdict is not None and verdict.admitted and not ask.answer.cancelled()
+        ):  # let go, and counted all the same
+            self._owed.add(ask.key, -ask.cost)
+
+    def _pay(self) -> None:
+        """Have Redis count what was admitted without it. Sent with the next bundle, awaited by none."""
+        for key, cost in self._owed.take().items():
+            if cost > 0 and len(self._waiting) < MAX_WAITING:
+                nobody = asyncio.get_running_loop().create_future()
+                self._waiting.append(_Ask(key, 0, _SPEND.call(_keys(key), (_NO_LIMIT, WINDOW_S, cost)), nobody))
 
     def _clear(self, key: str) -> None:
         """What a key holds is not ours; the count begins anew. Sent with the next bundle, awaited by none."""
         nobody = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Ask(key, _CLEAR.call(_keys(key), ()), nobody))
+        self._waiting.append(_Ask(key, 0, _CLEAR.call(_keys(key), ()), nobody))
 
     def _let_go(self, asks: list[_Ask]) -> None:
         for ask in asks:
@@ -241,7 +263,7 @@ class SharedCounters:
         keys = _keys(_PROBE_KEY)
         try:
             await self._link.ask([Command(None, ("PING",))], CONNECT_TIMEOUT_S)  # on an open line only time tells
-            [answer] = await self._link.ask([_SPEND.call(keys, (1 << 50, WINDOW_S, 1))], self._timeout_s)
+            [answer] = await self._link.ask([_SPEND.call(keys, (_NO_LIMIT, WINDOW_S, 1))], self._timeout_s)
             _read(answer)
         except BadKey:
             with suppress(RedisAway):
@@ -296,16 +318,22 @@ class SharedLimiter:
         return Allowance(admitted, self._limit, WINDOW_S, remaining, max(1, math.ceil(wait_s)), self._policy, "shared")
 
     async def _spend_alone(self, account: str, cost: int) -> Allowance:
-        if account not in self._told:
-            return await self._local.spend(account, cost)
-        spent, told_at = self._told[account]
-        spent = spent.after(self._clock() - told_at)
-        if spent.used + cost > self._limit:
+        spent = self._recall(account)
+        if spent is not None and spent.used + cost > self._limit:
             return self._local.refuse(spent.wait_s(self._limit - cost))
         allowance = await self._local.spend(account, cost)
         if allowance.admitted:
-            self._remember(account, spent._replace(current=spent.current + cost))
+            self._counters.owe(f"{self._policy}/{account}", cost)
+            if spent is not None:
+                self._remember(account, spent._replace(current=spent.current + cost))
         return allowance
+
+    def _recall(self, account: str) -> Spent | None:
+        """What Redis told last of the account, as it has faded since."""
+        if (told := self._told.get(account)) is None:
+            return None
+        spent, told_at = told
+        return spent.after(self._clock() - told_at)
 
     def _remember(self, account: str, spent: Spent) -> None:
         if len(self._told) >= MAX_TOLD and account not in self._told:

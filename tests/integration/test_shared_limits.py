@@ -133,6 +133,24 @@ async def test_hung_redis_costs_three_requests_fifty_milliseconds_and_the_others
         assert (await worker.spend()).mode == "shared"
 
 
+async def test_what_was_admitted_without_redis_is_counted_there_afterwards(redis: RedisServer) -> None:
+    async with worker_on(redis.url) as worker:
+        await worker.spend(10)
+        redis.hang()
+        try:
+            assert [(await worker.spend(10)).admitted for _ in range(5)] == [True] * 4 + [False]  # of its part, 50
+        finally:
+            redis.resume()
+        await worker.settled(away=False)
+        assert (await worker.spend()).mode == "shared"
+        async with asyncio.timeout(5):
+            while (allowance := await worker.spend()).remaining > LIMIT - 50:
+                await asyncio.sleep(0.01)
+        assert allowance.mode == "shared"
+    async with worker_on(redis.url) as other:
+        assert not (await other.spend(LIMIT - 45)).admitted
+
+
 async def test_one_request_after_the_other_no_more_than_three_wait_for_a_hung_redis(redis: RedisServer) -> None:
     async with worker_on(redis.url) as worker:
         await worker.spend()
