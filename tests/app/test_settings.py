@@ -319,3 +319,57 @@ def test_keys_may_come_by_https_and_from_this_machine(url: str) -> None:
 def test_keys_do_not_come_by_plain_http_from_elsewhere(url: str) -> None:
     with pytest.raises(ValidationError, match="https"):
         Settings(_env_file=None, jwt_jwks_url=url)
+
+
+def test_redis_url_is_shown_nowhere_and_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:canary-77ab@cache:7000/2")
+    settings = load_settings()
+    address = settings.redis_address()
+    assert address is not None
+    assert (address.host, address.port, address.database, address.password) == ("cache", 7000, 2, "canary-77ab")
+    assert "REDIS_URL" not in os.environ
+    assert "canary" not in repr(settings) + str(settings) + settings.model_dump_json() + repr(address)
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"REDIS_URL": "http://:canary-77ab@cache"}, "REDIS_URL: must begin with redis://"),
+        ({"REDIS_URL": "redis://:canary-77ab@cache?db=1"}, "REDIS_URL: takes no parameters"),
+        ({"GATEWAY_INSTANCES": "2"}, "GATEWAY_INSTANCES: more than one"),
+        ({"GATEWAY_INSTANCES": "2", "REDIS_URL": "redis://cache"}, "GATEWAY_STICKY_KEY"),
+        ({"GATEWAY_REDIS_CA_FILE": __file__, "REDIS_URL": "redis://cache"}, "rediss://"),
+        ({"GATEWAY_REDIS_CA_FILE": "/nowhere", "REDIS_URL": "rediss://cache"}, "must be a file"),
+        ({"GATEWAY_REDIS_PASSWORD_FILE": "/nowhere", "REDIS_URL": "redis://cache"}, "cannot read the secret file"),
+    ],
+)
+def test_what_cannot_be_meant_of_redis_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], hint: str
+) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert hint in str(caught.value)
+    assert "canary" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_password_of_redis_stands_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (password := tmp_path / "password").write_text("canary-77ab")
+    password.chmod(0o600)
+    monkeypatch.setenv("GATEWAY_REDIS_PASSWORD_FILE", str(password))
+    monkeypatch.setenv("REDIS_URL", "redis://cache")
+    assert load_settings().redis_password_file == password
+    monkeypatch.setenv("REDIS_URL", "redis://:another@cache")
+    with pytest.raises(ConfigError, match="keep one"):
+        load_settings()
+
+
+def test_several_workers_and_gateways_share_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "unix:///run/redis.sock")
+    monkeypatch.setenv("GATEWAY_STICKY_KEY", "0123456789abcdef")
+    monkeypatch.setenv("GATEWAY_WORKERS", "2")
+    monkeypatch.setenv("GATEWAY_INSTANCES", "3")
+    settings = load_settings()
+    assert (settings.workers, settings.instances) == (2, 3)
