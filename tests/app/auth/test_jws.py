@@ -159,3 +159,17 @@ def test_a_header_of_512_characters_fits_and_no_longer_one(size_bytes: int, fits
     else:
         with pytest.raises(Unauthenticated):
             take_apart(token)
+
+
+class TakesAnything:
+    """A library's key that finds every signature right."""
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("algorithm", "size_bytes"), [("HS256", 32), ("ES256", 64), ("RS256", 256)])
+def test_a_signature_of_another_length_never_reaches_the_library(algorithm: str, size_bytes: int) -> None:
+    key = Key(algorithm, TakesAnything(), size_bytes)
+    assert key.has_signed(b"", bytes(size_bytes))
+    assert not any(key.has_signed(b"", bytes(size)) for size in (0, 1, size_bytes - 1, size_bytes + 1, 2 * size_bytes))
