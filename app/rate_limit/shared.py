@@ -176,6 +176,7 @@ class SharedCounters:
                 self._bundle, self._waiting = self._waiting, []
                 await self._send(self._bundle)
         finally:
+            self._let_go(self._bundle)  # whatever happened, nobody is left waiting
             self._sender = None
 
     async def _send(self, bundle: list[_Ask]) -> None:
@@ -216,10 +217,8 @@ class SharedCounters:
             self._leave(str(away))
         if not ask.answer.done():
             ask.answer.set_result(verdict)
-        elif (
-            verdict is not None and verdict.admitted and not ask.answer.cancelled()
-        ):  # let go, and counted all the same
-            self._owed.add(ask.key, -ask.cost)
+        elif verdict is not None and verdict.admitted and not ask.answer.cancelled():
+            self._owed.add(ask.key, -ask.cost)  # it was let go, and counted all the same
 
     def _pay(self) -> None:
         """Have Redis count what was admitted without it. Sent with the next bundle, awaited by none."""

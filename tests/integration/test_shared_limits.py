@@ -304,3 +304,22 @@ async def test_by_tls_redis_is_believed_only_with_the_right_name_and_certificate
             await counters.start()
             assert (await counters.spend("a", 10, 1) is not None) == is_believed, (host, authority)
             await counters.stop()
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n" * 9, b"*-7\r\n", b"\0\xff\r\n", b""])
+async def test_who_speaks_no_redis_is_an_outage(said: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read(10)
+            writer.write(said)
+            await writer.drain()
+            writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with worker_on(f"redis://127.0.0.1:{port}", probe_period_s=0.01) as worker:
+            modes = set()
+            for _ in range(10):
+                modes.add((await worker.spend()).mode)
+                await asyncio.sleep(0.01)
+            assert modes == {"local"}
