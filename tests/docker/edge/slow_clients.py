@@ -17,11 +17,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from serve_app.contract import WINDOW_BYTES
 from tests.docker.edge.process import HOST
 
 _PER_ADDRESS = 16
 _PAUSE_S = 1.0
-_PIPELINED = 10
+_N_WINDOWS = 8
 _READ_BYTES = 16
 
 
@@ -95,10 +96,12 @@ class SlowClients:
             await writer.drain()
 
     async def _read_slowly(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = (
-            f"GET /v2/models/cnn_lstm HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {self._attack.authorization}\r\n\r\n"
+        body = bytes(_N_WINDOWS * WINDOW_BYTES)
+        head = (
+            f"POST /ray-serve/predict?return_features=true HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n"
+            f"Content-Type: application/octet-stream\r\nAuthorization: {self._attack.authorization}\r\n\r\n"
         )
-        writer.write(_PIPELINED * request.encode())
+        writer.write(head.encode() + body)
         while await reader.read(_READ_BYTES):
             await asyncio.sleep(_PAUSE_S)
 
