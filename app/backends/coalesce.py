@@ -68,18 +68,20 @@ class Part:
         return len(self.windows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Group:
     """What is sent at once: parts of calls that want the same thing from the same model version.
 
     Attributes:
         deadline: Seconds on the monotonic clock: the latest of the callers'; past it nobody waits for any row.
+        was_retried: Set by `send` when it had to begin anew: the time that took says nothing of the pace.
     """
 
     version: str | None
     options: Options
     deadline: float
     parts: tuple[Part, ...]
+    was_retried: bool = False
 
     @classmethod
     def of(cls, parts: tuple[Part, ...]) -> Group:
@@ -282,7 +284,8 @@ class Coalescer:
         self._flights.discard(flight)
         self._flying_windows -= flight.group.n_windows
         now = self._clock()
-        if flight.is_answered:  # a failure says nothing: a backend that hangs must not look like one that is busy
+        # A failure says nothing: a backend that hangs must not look like one that is busy.
+        if flight.is_answered and not flight.group.was_retried:
             self._pace.land(flight.group.n_windows, flight.sent, now, is_saturated=bool(self._queue))
         self._pace.mark(now)
         self._launch_soon()

@@ -222,6 +222,7 @@ class RayServeBackend:
         except ReplicaLost:
             if not await self._may_retry(app, group):
                 raise
+        group.was_retried = True
         return await self._send_once(app, group)
 
     async def _send_once(self, app: str, group: Group) -> Prediction:

@@ -503,6 +503,21 @@ def test_a_call_larger_than_a_small_group_still_goes() -> None:
     drive(scenario)
 
 
+def test_a_group_that_was_sent_twice_says_nothing_of_the_pace() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send, max_wait_s=0.5)
+        crowd = flood(subject, 12)
+        await loop.settle()
+        send.groups[0].was_retried = True
+        await run_saturated(loop, send, range(1), each_s=0.8)
+        assert subject.stats()["ms_per_window"] == 0
+        await run_saturated(loop, send, range(1, 3), each_s=0.04)
+        assert all(caller.result() for caller in crowd)
+
+    drive(scenario)
+
+
 def test_one_quick_answer_ends_the_memory_of_slow_times() -> None:
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
