@@ -79,6 +79,10 @@ _MEANINGS: tuple[tuple[type[BaseException], type[ServingError], str], ...] = (
 _UNTOLD = "Unexpected error (StatusCode."
 
 
+# A replica that a new controller looks up again has never stopped to answer.
+_ANSWERING = ("RUNNING", "RECOVERING")
+
+
 class Stranded(Exception):
     """This process has no way back to the cluster; a new one would have."""
 
@@ -180,7 +184,8 @@ class Cluster:
         """
         if not app.deployments and app.status.value == "DEPLOYING":
             return self._replicas.get(name, 0)
-        return sum(deployment.replica_states.get("RUNNING", 0) for deployment in app.deployments.values())
+        states = [deployment.replica_states for deployment in app.deployments.values()]
+        return sum(counts.get(state, 0) for counts in states for state in _ANSWERING)
 
     def states(self, seen: dict[str, tuple[str, int]]) -> dict[str, AppState]:
         """Turn what was seen into states; an application is ready after a first call through its handle."""
