@@ -120,12 +120,12 @@ def bad_row_fails_a_pass() -> Scenario:
 def large_batches_out_of_memory() -> Scenario:
     return Scenario(
         name="large-batches-out-of-memory",
-        fault="the device has no memory for batches above 8 windows; requests have 16",
+        fault="the device has no memory for batches above 16 windows; requests have 20",
         promise="every request 200: the batch is halved",
         stage=faulty(),
-        streams=desks(20, windows=16),
+        streams=desks(20, windows=20),
         seconds=8.0,
-        script=[Step(2.0, "the shortage", behave("oom", above_windows=8)), Step(6.0, "the cure", behave("ok"))],
+        script=[Step(2.0, "the shortage", behave("oom", above_windows=16)), Step(6.0, "the cure", behave("ok"))],
         promises=[nothing_lost, in_time, only(200)],
     )
 
