@@ -57,7 +57,8 @@ class LineWriter:
         flush_interval_s: float = _FLUSH_INTERVAL_S,
     ) -> None:
         self.dropped = 0
-        self._stream = stream
+        # Below its buffer, which would keep what a full disk refused until the very end of the process.
+        self._stream = getattr(stream, "raw", stream)
         self._on_drop = on_drop
         self._may_be_torn = False
         self._max_waiting_lines = max_waiting_lines
@@ -97,12 +98,20 @@ class LineWriter:
         if not lines:
             return
         try:
-            self._stream.write(b"\n" * self._may_be_torn + b"".join(lines))
-            self._stream.flush()
+            self._write_whole(b"\n" * self._may_be_torn + b"".join(lines))
             self._may_be_torn = False
         except (OSError, ValueError):  # a full disk, a closed pipe or file
             self._may_be_torn = True  # half a line may have left: the next one begins on a line of its own
             self._drop(len(lines))
+
+    def _write_whole(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            written = self._stream.write(left)
+            if written is None:
+                raise BlockingIOError("a pipe that takes nothing now")
+            left = left[written:]
+        self._stream.flush()
 
     def _drop(self, count: int) -> None:
         self.dropped += count

@@ -308,3 +308,28 @@ def test_readers_see_whole_versions_only_while_writers_publish(registry: Registr
     assert len({artefact.version for artefact in read}) > 1
     assert all(artefact.config["text"].encode() == artefact.weights for artefact in read)
     assert registry.versions(NAME) == [str(n + 1) for n in range(41)]
+
+
+def test_a_file_swapped_while_it_is_read_is_never_taken_for_the_sealed_one(registry: Registry, folder: Path) -> None:
+    done = threading.Event()
+    evil = folder.parent / "evil"
+
+    def keep_swapping() -> None:
+        while not done.is_set():
+            for weights in (b"\x01weights" * 100, WEIGHTS):
+                evil.write_bytes(weights)
+                os.replace(evil, folder / "model.safetensors")
+
+    swapper = threading.Thread(target=keep_swapping)
+    swapper.start()
+    outcomes = {"loaded": 0, "rejected": 0}
+    try:
+        while min(outcomes.values()) < 20 or sum(outcomes.values()) < 200:
+            try:
+                assert registry.load(NAME).weights == WEIGHTS
+                outcomes["loaded"] += 1
+            except ArtefactRejected:
+                outcomes["rejected"] += 1
+    finally:
+        done.set()
+        swapper.join()
