@@ -184,7 +184,7 @@ class Metrics:
         self._limits_local.set(away)
 
     def show_replicas(self, count: int, gpu_percent: Mapping[str, float], *, rejecting: int = 0) -> None:
-        """Take over how many replicas there are, how busy their devices, by `gpu_id`, and how many refused a version."""
+        """Take over how many replicas there are, how busy each device is, and how many refused a version."""
         self._replicas.set(count)
         self._rejecting.set(rejecting)
         for gpu_id, percent in gpu_percent.items():
