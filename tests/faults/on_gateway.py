@@ -71,12 +71,12 @@ def rolling_gateway_restart(times: int = 3, rate_rps: float = 100.0) -> Scenario
     return Scenario(
         name="rolling-gateway-restart",
         fault=f"SIGHUP to a gateway of two workers, {times} times",
-        promise="every request 200, on kept and new connections; ready throughout",
+        promise="every request 200, on kept and new connections; live throughout",
         stage=alone(workers=2, settings={"GATEWAY_DRAIN_NOTICE_MS": "5000"}),
         streams=desks(rate_rps),
         tail_s=5.0,
         script=[Step(2.0 + number, f"restart {number + 1}", restart_workers) for number in range(times)],
-        promises=[nothing_lost, in_time, only(200), gateway_lives, probe_says("ready", 200, "restart 1")],
+        promises=[nothing_lost, in_time, only(200), gateway_lives, probe_says("live", 200, "restart 1")],
     )
 
 
