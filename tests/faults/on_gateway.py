@@ -114,7 +114,12 @@ def gateways_restarted_behind_the_edge(rate_rps: float = 100.0) -> Scenario:
 
 
 def _start_gateway(lab: Laboratory, name: str, port: int | None = None) -> GatewayProcess:
-    settings = {**GENEROUS, "GATEWAY_DRAIN_NOTICE_MS": "5000", "GATEWAY_ENGINE": "noop", "GATEWAY_ALLOWED_HOSTS": HOST}
+    settings = {
+        **GENEROUS,
+        "GATEWAY_DRAIN_NOTICE_MS": "5000",
+        "GATEWAY_ENGINE": "noop",
+        "GATEWAY_ALLOWED_HOSTS": f"{HOST},127.0.0.1",
+    }
     gateway = GatewayProcess(lab.new_folder(name), settings, port=port, secret=lab.secret)
     lab.afterwards(gateway.stop)
     return gateway
@@ -137,7 +142,7 @@ def lone_worker_killed() -> Scenario:
         promise="answers again within 15 s",
         stage=alone(),
         streams=desks(20),
-        tail_s=15.0,
+        tail_s=18.0,
         script=[Step(2.0, "the kill", kill_a_worker)],
         promises=[recovers("the kill", 15.0), gateway_lives, only(200, since="the kill", skip_s=15.0)],
     )
