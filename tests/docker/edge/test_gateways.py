@@ -84,7 +84,7 @@ def test_a_silent_gateway_costs_the_deadline_and_no_more(recorder: Recorder, sec
             started = time.monotonic()
             said = edge.say(message, patience_s=5)
             assert said.statuses == [504]
-            assert 1.2 <= time.monotonic() - started < 2.4
+            assert 1.2 <= time.monotonic() - started < 4
     assert len(recorder.requests) + len(second.requests) == 2
 
 

