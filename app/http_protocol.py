@@ -10,19 +10,29 @@ from app.errors import PROBLEM_JSON, BadRequest, GatewayError, HeadTooLarge, pro
 
 # The parser itself takes a head of any size. A client that sends its head in one go may have sent four times as much.
 MAX_HEAD_BYTES = 64 * 1024
+MAX_WAITING_REQUESTS = 8
+_STALLED_S = 60.0
+
+
+class _Stop(Exception):
+    """Ends the parsing of what has come."""
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection.
 
     What is no HTTP, or the head of a request that does not end, is refused here: no request comes of it, so nothing
-    behind the server ever sees it.
+    behind the server ever sees it. Of requests that are sent ahead, some wait for their turn; with the answer to the
+    last of them the connection ends, as it may at any time (RFC 9112, section 9.3.2).
     """
 
     _unfinished_bytes = 0
+    _takes_no_more = False
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a client that keeps sending and never completes anything."""
+        if self._takes_no_more:
+            return
         self._unfinished_bytes += len(data)
         super().data_received(data)
         if self._unfinished_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -30,6 +40,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._unfinished_bytes = 0
+        if len(self.pipeline) >= MAX_WAITING_REQUESTS:
+            self.cycle.keep_alive = False  # complete: the next one begins
+            self._takes_no_more = True
+            raise _Stop
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -51,7 +65,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser could not read; its own words stay here."""
-        self._refuse(BadRequest("this is not an HTTP/1.1 request"))
+        if not self._takes_no_more:
+            self._refuse(BadRequest("this is not an HTTP/1.1 request"))
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_reading()
+
+    def _expect_reading(self, left_bytes: int = 0) -> None:
+        """See to it that the client takes what was written; closing alone would wait for that without end."""
+        left_before, left_bytes = left_bytes, self.transport.get_write_buffer_size()
+        if left_bytes and left_bytes == left_before:
+            self.transport.abort()
+        elif left_bytes:
+            self.loop.call_later(_STALLED_S, self._expect_reading, left_bytes)
 
     def _refuse(self, error: GatewayError) -> None:
         cycle = self.cycle

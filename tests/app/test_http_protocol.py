@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from httptools import HttpRequestParser
 from uvicorn.server import ServerState
 
 from app.errors import PROBLEM_JSON
-from app.http_protocol import MAX_HEAD_BYTES, HttpProtocol
+from app.http_protocol import MAX_HEAD_BYTES, MAX_WAITING_REQUESTS, HttpProtocol
 from app.settings import Settings
 from app.workers import _config
 
@@ -207,3 +208,101 @@ def test_workers_speak_it_with_the_strict_parser(settings: Settings) -> None:
     protocol = HttpProtocol(config, ServerState(), {}, asyncio.new_event_loop())
     assert isinstance(protocol.parser, HttpRequestParser)
     protocol.loop.close()
+
+
+GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+
+
+async def test_requests_sent_ahead_are_answered_in_turn_up_to_a_bound(app: Recorder, port: int) -> None:
+    assert (await ask(port, GET * (1 + MAX_WAITING_REQUESTS))).count(b" 200 ") == 1 + MAX_WAITING_REQUESTS
+
+
+async def test_with_the_last_of_too_many_the_connection_ends(app: Recorder, port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET * 5000)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b" 200 ") == len(app.scopes) == 1 + MAX_WAITING_REQUESTS
+    assert answer.count(b"connection: close") == 1
+    writer.close()
+
+
+async def test_whoever_keeps_few_waiting_may_go_on(app: Recorder, port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(20):
+        writer.write(GET * MAX_WAITING_REQUESTS)
+        for _ in range(MAX_WAITING_REQUESTS):
+            await asyncio.wait_for(reader.readuntil(b"ok"), 10)
+    writer.close()
+    assert len(app.scopes) == 20 * MAX_WAITING_REQUESTS
+
+
+class Pipe(asyncio.Transport):
+    """A connection of which the test says how much of what was written waits; closing waits for that, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting_bytes = 0
+        self.closing = self.is_cut = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.is_cut = True
+        self.waiting_bytes = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting_bytes
+
+
+class Timers:
+    """The part of a loop that calls later, when the test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[Any] = []
+
+    def call_later(self, _delay_s: float, call: Any, *args: Any) -> None:
+        self.due.append(partial(call, *args))
+
+    def pass_time(self) -> None:
+        due, self.due = self.due, []
+        for call in due:
+            call()
+
+
+@pytest.fixture
+def connection(app: Recorder) -> tuple[HttpProtocol, Pipe, Timers]:
+    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None)
+    timers, pipe = Timers(), Pipe()
+    protocol = HttpProtocol(config, ServerState(), {}, timers)  # type: ignore[arg-type]
+    protocol.connection_made(pipe)
+    return protocol, pipe, timers
+
+
+@pytest.mark.parametrize("event", ["pause_writing", "timeout_keep_alive_handler", "on_response_complete"])
+def test_a_client_that_takes_nothing_of_its_answers_is_cut_off(
+    connection: tuple[HttpProtocol, Pipe, Timers], event: str
+) -> None:
+    protocol, pipe, timers = connection
+    pipe.waiting_bytes = 100
+    pipe.closing = event == "on_response_complete"
+    getattr(protocol, event)()
+    assert not pipe.is_cut
+    timers.pass_time()
+    assert pipe.is_cut
+
+
+def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(
+    connection: tuple[HttpProtocol, Pipe, Timers],
+) -> None:
+    protocol, pipe, timers = connection
+    pipe.waiting_bytes = 5
+    protocol.pause_writing()
+    while pipe.waiting_bytes:
+        pipe.waiting_bytes -= 1
+        timers.pass_time()
+    assert not pipe.is_cut
+    assert timers.due == []
