@@ -7,7 +7,6 @@ runs, its log, and an example request made from the shipped bars.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from app.secret_files import write_once
 from app.serve_api import DeployFailed, ServeApi
 
 if TYPE_CHECKING:
@@ -36,13 +36,7 @@ _GATEWAY_TIMEOUT_S = 60.0
 
 def development_secret() -> Path:
     """The file of the development secret, made with 48 random bytes when it is not there yet."""
-    RUN_DIR.mkdir(mode=0o700, exist_ok=True)
-    try:
-        descriptor = os.open(SECRET_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return SECRET_FILE
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(48))
+    write_once(SECRET_FILE, secrets.token_urlsafe(48).encode())
     return SECRET_FILE
 
 

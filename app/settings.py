@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
-import math
 import os
 import re
-import stat
-from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.secret_files import check_secret, read_secret_file
 from app.shared.address import RedisAddress, parse_redis_url
+from app.urls import HOST, check_key_url, check_origin
 from serve_app.serve_config import FAULT_ENGINE, EngineName
 
 PREFIX = "GATEWAY_"
+MIN_STICKY_KEY_BYTES, MAX_STICKY_KEY_BYTES = 16, 64  # of BLAKE2b, the longest is its own
 
-_MIN_SECRET_BYTES = 32
-_MIN_BITS_PER_BYTE = 3.5
-# Words that make a long secret guessable all the same; compared in lower case, without punctuation.
-_COMMON_SECRET_WORDS = (
-    *("changeme", "changethis", "secretkey", "supersecret", "yoursecret", "yourbitsecret", "mysecret", "secretsecret"),
-    *("password", "development", "example", "default", "insecure", "donotuse", "letmein", "qwerty", "trustno"),
-)
 
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]*:[0-9a-f:.]*")  # a name, IPv4 or IPv6
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
@@ -41,136 +31,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
 class ConfigError(Exception):
     """The settings do not make sense; the message is one plain line, safe to print."""
-
-
-def check_secret(secret: bytes, name: str) -> None:
-    """Refuse a secret that could be guessed.
-
-    Args:
-        secret: Key of an HMAC.
-        name: What the operator calls it, for the message.
-
-    Raises:
-        ValueError: Shorter than 32 bytes, a key of another kind, made of common words, a shorter text repeated, or
-            with less than 3.5 bits of variety per byte or step between two. The message never holds the secret.
-    """
-    if len(secret) < _MIN_SECRET_BYTES:
-        raise ValueError(f"{name} must have at least {_MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes one")
-    if secret.lstrip().startswith((b"-----BEGIN", b"ssh-")):
-        raise ValueError(f"{name} is a public or private key; HS256 needs a random secret")
-    plain = re.sub(r"[^a-z]", "", secret.decode("utf-8", "replace").lower())
-    if any(word in plain for word in _COMMON_SECRET_WORDS) or _is_regular(secret):
-        raise ValueError(f"{name} is too easy to guess; `openssl rand -base64 48` makes a good one")
-
-
-def read_secret_file(path: Path) -> bytes:
-    """Read a secret from a file that only its owner may read; a trailing line end is not part of it.
-
-    Raises:
-        ValueError: No such file, no plain one, or one that its group or others may open.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
-            if not stat.S_ISREG(mode):
-                raise ValueError(f"the secret file {path} is no plain file")
-            secret = file.read(65536)
-    except OSError as error:
-        raise ValueError(f"cannot read the secret file {path}: {error.strerror}") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise ValueError(f"the secret file {path} can be opened by others; run: chmod 600 {path}")
-    return secret.rstrip(b"\r\n")
-
-
-class SecretFile:
-    """A secret that is read again when its file changes, so that it can be replaced under a running gateway.
-
-    Called, it gives the secret, and raises `ValueError` as `read_secret_file` does.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, ...] | None = None
-        self._secret = b""
-
-    def __call__(self) -> bytes:
-        stamp = self._look()  # before reading: a change in between is seen the next time
-        if stamp != self._stamp:
-            self._secret = read_secret_file(self._path)
-            self._stamp = stamp
-        return self._secret
-
-    def _look(self) -> tuple[int, ...] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            self._stamp = None  # reading will say what is wrong
-            return ()
-        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def check_origin(url: str) -> str:
-    """Refuse what is more, or less, than the scheme, host and port of an HTTP service.
-
-    Raises:
-        ValueError: Another scheme, no host, a user or password, a path, query or fragment, or no possible port.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError("must be an URL: scheme, host and port") from error
-    if parts.scheme not in {"http", "https"}:
-        raise ValueError("must begin with http:// or https://")
-    if "@" in parts.netloc:
-        raise ValueError("must hold no user and no password; a token has its own file")
-    if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError("must end with the port; the path has its own setting")
-    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
-        raise ValueError("must name a host and, unless it is the scheme's own, a port")
-    return url.rstrip("/")
-
-
-def check_key_url(url: str) -> str:
-    """Refuse an URL from which no keys should be believed.
-
-    Raises:
-        ValueError: Plain http to another machine, where anybody on the way could put in a key, a user or password, a
-            fragment, or no possible host and port.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError("must be an URL") from error
-    if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("must hold no user, no password and no fragment")
-    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
-        raise ValueError("must name a host and, unless it is the scheme's own, a port")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
-        raise ValueError("must begin with https://; http:// is for this machine alone")
-    return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _is_regular(secret: bytes) -> bool:
-    """Whether the secret is a shorter text again and again, of few different bytes, or a walk along the alphabet."""
-    repeats = any(secret[period:] == secret[:-period] for period in range(1, len(secret) // 2 + 1))
-    steps = bytes((second - first) % 256 for first, second in pairwise(secret))
-    return repeats or min(_bits_per_byte(secret), _bits_per_byte(steps)) < _MIN_BITS_PER_BYTE
-
-
-def _bits_per_byte(secret: bytes) -> float:
-    """Shannon entropy of the byte frequencies (Shannon 1948, eq. 4)."""
-    counts = Counter(secret).values()
-    return -sum(count / len(secret) * math.log2(count / len(secret)) for count in counts)
 
 
 class Settings(BaseSettings):
@@ -241,6 +101,7 @@ class Settings(BaseSettings):
         None, description="Certificates, PEM, of which one must have signed the URL's. Empty: the public ones."
     )
     jwt_jwks_refresh_s: float = Field(300, description="Longest time between two fetches of the URL.", ge=1, le=86_400)
+    _file_secret: bytes | None = PrivateAttr(None)
     jwt_issuer: str = Field("sluice", description="The only `iss` a token may have.", min_length=1, max_length=255)
     jwt_audience: str = Field("sluice", description="The only `aud` a token may have.", min_length=1, max_length=255)
 
@@ -362,7 +223,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts")
     @classmethod
     def _check_allowed_hosts(cls, value: frozenset[str]) -> frozenset[str]:
-        if not all(_HOST.fullmatch(host.strip("[]")) for host in value):
+        if not all(HOST.fullmatch(host.strip("[]")) for host in value):
             raise ValueError("must be names or addresses in lower case, without ports")
         return value
 
@@ -434,8 +295,10 @@ class Settings(BaseSettings):
     @field_validator("sticky_key")
     @classmethod
     def _check_sticky_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not 16 <= len(value.get_secret_value().encode()) <= 64:
-            raise ValueError("must have 16 to 64 bytes")
+        if value is None:
+            return value
+        if not MIN_STICKY_KEY_BYTES <= len(value.get_secret_value().encode()) <= MAX_STICKY_KEY_BYTES:
+            raise ValueError(f"must have {MIN_STICKY_KEY_BYTES} to {MAX_STICKY_KEY_BYTES} bytes")
         return value
 
     @model_validator(mode="after")
@@ -444,7 +307,8 @@ class Settings(BaseSettings):
             return self
         if self.jwt_secret is not None:
             raise ValueError("GATEWAY_JWT_SECRET and GATEWAY_JWT_SECRET_FILE are both set; keep one")
-        check_secret(read_secret_file(self.jwt_secret_file), f"the token secret in {self.jwt_secret_file}")
+        self._file_secret = read_secret_file(self.jwt_secret_file)
+        check_secret(self._file_secret, f"the token secret in {self.jwt_secret_file}")
         return self
 
     @model_validator(mode="after")
@@ -523,21 +387,21 @@ class Settings(BaseSettings):
     def signing_secret(self) -> bytes:
         """The secret of HS256 tokens.
 
+        That of a file is the one that was read and checked with the settings: all workers judge by the same one, and a
+        file that has gone bad since harms nobody.
+
         Raises:
-            ConfigError: None is set, or its file has gone bad since the start.
+            ConfigError: None is set.
         """
         if self.jwt_secret is not None:
             return self.jwt_secret.get_secret_value().encode()
         if self.judges_by_public_keys:
             raise ConfigError("tokens come from the issuer whose keys GATEWAY_JWT_JWKS_… names; none are made here")
-        if self.jwt_secret_file is None:
+        if self._file_secret is None:
             raise ConfigError(
                 "no token secret: set GATEWAY_JWT_SECRET_FILE to a file of at least 32 random bytes, mode 0600"
             )
-        try:
-            return read_secret_file(self.jwt_secret_file)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return self._file_secret
 
 
 def variable_of(field: str) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from app.api.deps import Gateway, Service
@@ -30,7 +28,8 @@ from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.shared_state import CopiedStore, RedisStore
 from app.rollout.state import FileStore, Rollout, StateStore
-from app.settings import ConfigError, SecretFile, Settings, read_secret_file
+from app.secret_files import SecretFile, read_secret_file, write_once
+from app.settings import MAX_STICKY_KEY_BYTES, MIN_STICKY_KEY_BYTES, ConfigError, Settings
 from app.shared.commands import Link
 
 _REFRESH_PERIOD_S = 0.25  # everybody sees what anybody changes within a second
@@ -210,19 +209,14 @@ def _sticky_key(settings: Settings) -> bytes:
         return settings.sticky_key.get_secret_value().encode()
     path = settings.state_dir / "sticky.key"
     try:
-        _write_once(path, secrets.token_hex(32).encode())
-        return read_secret_file(path)
+        write_once(path, secrets.token_hex(32).encode())
+        key = read_secret_file(path)
     except OSError as error:
         raise ConfigError(f"cannot keep state in {settings.state_dir}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+    if not MIN_STICKY_KEY_BYTES <= len(key) <= MAX_STICKY_KEY_BYTES:
+        raise ConfigError(
+            f"{path} must have {MIN_STICKY_KEY_BYTES} to {MAX_STICKY_KEY_BYTES} bytes; delete it for a new one"
+        )
+    return key

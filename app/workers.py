@@ -9,8 +9,12 @@ replaced, connections wait in the socket's queue instead of being refused.
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +22,18 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from app.http_protocol import HttpProtocol
 from app.observability.logs import LineWriter, logging_to
 from app.parent import end_with_parent
 from app.settings import Settings
 
+_log = logging.getLogger(__name__)
+
 DRAIN_TIMEOUT_S = 25
+_END_GRACE_S = 5  # for a worker's own clean-up, after its callers
+_LOOK_S = 0.1
 _HUNG_S = 20  # a worker whose threads do not run for so long is replaced; its first imports take a while, too
 _PATIENCE_S = 12.0  # shorter than that: uvicorn gives a new worker as long before it gives it up
 
@@ -36,17 +45,21 @@ class WorkerApp:
     Attributes:
         settings: What the operator set.
         log_file: Where log lines go; standard error for None.
+        supervisor_pid: Process id of the supervisor, without which the worker ends.
         patience_s: Most seconds to let pass before taking connections, until every arm is ready.
     """
 
     settings: Settings
     log_file: Path | None
+    supervisor_pid: int
     patience_s: float = 0.0
 
     def __call__(self) -> ASGIApp:
         from app.main import create_app  # noqa: PLC0415  # the supervisor need not hold what only workers use
 
         end_with_parent()
+        if os.getppid() != self.supervisor_pid:
+            sys.exit("the supervisor has ended")  # before the kernel was asked to tell
         log = None if self.log_file is None else self.log_file.open("ab")
         return create_app(
             self.settings,
@@ -57,20 +70,86 @@ class WorkerApp:
 
 
 class Supervisor(Multiprocess):
-    """Uvicorn's, but that a worker takes over from others only when its arms are ready; who is alone cannot wait."""
+    """Uvicorn's, with limits to its waits.
+
+    A worker takes over from others only when its arms are ready; who is alone cannot wait. A worker that does not end
+    when it should is killed, a signal to end is heeded in the midst of a restart, and the number of workers is the one
+    that was set, since limits and shares are divided by it.
+    """
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], *, end_timeout_s: float) -> None:
+        super().__init__(config, sockets)
+        self._end_timeout_s = end_timeout_s
+        self._leaving: list[Process] = []
+        self.should_exit = _Flag()  # type: ignore[assignment]  # what uvicorn uses of an event
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.should_exit.set())
 
     def init_processes(self) -> None:
         super().init_processes()
         self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
 
     def restart_all(self) -> None:
+        """Replace one worker after another, each by one that is ready; the first that is not ends it."""
         self._let_workers_wait(_PATIENCE_S)
-        super().restart_all()
+        for index, old in enumerate(self.processes):
+            new = Process(self.config, self.sockets)
+            new.start()
+            if not new.wait_until_ready(_HUNG_S, self.should_exit):
+                new.kill()
+                new.join()
+                _log.error("a new worker was not ready in time; the old ones stay")
+                break
+            self.processes[index] = new
+            self._leaving.append(old)
+            old.terminate()
+            self._await_end(old, unless_asked_to_end=True)
         self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
+
+    def terminate_all(self) -> None:
+        for listener in self.sockets:
+            listener.close()  # when the last worker has closed it too, callers are refused instead of left waiting
+        super().terminate_all()
+
+    def join_all(self) -> None:
+        for process in (*self._leaving, *self.processes):
+            self._await_end(process)
+
+    def handle_ttin(self) -> None:
+        """Not taken: see the class."""
+
+    def handle_ttou(self) -> None:
+        """Not taken: see the class."""
+
+    def _await_end(self, leaving: Process, *, unless_asked_to_end: bool = False) -> None:
+        deadline = time.monotonic() + self._end_timeout_s
+        while leaving.process.is_alive() and not (unless_asked_to_end and self.should_exit.is_set()):
+            if time.monotonic() > deadline:
+                _log.error("worker %s did not end in time and is killed", leaving.pid)
+                leaving.process.kill()
+            leaving.process.join(_LOOK_S)
 
     def _let_workers_wait(self, patience_s: float) -> None:
         assert isinstance(self.config.app, WorkerApp)
         self.config.app = replace(self.config.app, patience_s=patience_s)
+
+
+class _Flag:
+    """As much of an event as a signal handler may set: a real one holds a lock that the handler might meet."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout: float) -> bool:
+        if not self._is_set:
+            time.sleep(timeout)
+        return self._is_set
 
 
 def serve(settings: Settings, listener: socket.socket, log_file: Path | None = None) -> int:
@@ -86,7 +165,11 @@ def serve(settings: Settings, listener: socket.socket, log_file: Path | None = N
     """
     stream = sys.stderr.buffer if log_file is None else log_file.open("ab")
     with logging_to(LineWriter(stream), settings.log_level):
-        supervisor = Supervisor(_config(settings, log_file), sockets=[listener])
+        supervisor = Supervisor(
+            _config(settings, log_file),
+            [listener],
+            end_timeout_s=settings.drain_notice_ms / 1e3 + DRAIN_TIMEOUT_S + _END_GRACE_S,
+        )
         supervisor.run()
     failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     return STARTUP_FAILURE if failed else 0
@@ -106,7 +189,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _config(settings: Settings, log_file: Path | None) -> uvicorn.Config:
     return uvicorn.Config(
-        WorkerApp(settings, log_file),
+        WorkerApp(settings, log_file, os.getpid()),
         factory=True,
         workers=settings.workers,
         host=settings.host,

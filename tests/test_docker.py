@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.settings import Settings, check_secret, read_secret_file, variable_of
+from app.secret_files import check_secret, read_secret_file
+from app.settings import Settings, variable_of
 from serve_app.serve_config import SERVE_ENV
 from tests.integration.composed import read_compose
 

@@ -15,6 +15,7 @@ from typing import Any
 from app.auth.api_keys import MAX_KEYS, MAX_TABLE_BYTES, ApiKey, ApiKeys, ApiKeysRefused, read_table, write_table
 from app.auth.reload import Background, Outcome, SourceRecord
 from app.auth.watched_file import WatchedFile
+from app.secret_files import write_once
 
 POLL_S = 0.25
 
@@ -106,10 +107,7 @@ class ApiKeyFile:
         try:
             return self._pepper()
         except FileNotFoundError:
-            self._pepper_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self._pepper_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w", encoding="ascii") as file:
-                file.write(secrets.token_urlsafe(48))
+            write_once(self._pepper_path, secrets.token_urlsafe(48).encode())
             return self._pepper()
 
     def _pepper(self) -> bytes:

@@ -108,3 +108,40 @@ def test_workers_end_with_their_supervisor(start_gateway: StartGateway) -> None:
     (worker,) = gateway.worker_pids()
     os.kill(gateway.pid, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{worker}").exists(), 15.0, "the worker to end")
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_end_is_killed_and_no_worker_is_added_by_signals(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(**_NO_RAY)
+    gateway.wait_for("legacy")
+    os.kill(gateway.pid, signal.SIGTTIN)
+    time.sleep(1.5)  # two turns of the supervisor
+    (worker,) = gateway.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(gateway.pid, signal.SIGTERM)
+    assert gateway.stop() == 0  # waits 40 s, more than notice, drain and grace together
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_signal_to_end_is_heeded_in_the_midst_of_a_restart(start_gateway: StartGateway) -> None:
+    gateway = start_gateway(**{**_NO_RAY, "GATEWAY_DRAIN_NOTICE_MS": "0"})
+    gateway.wait_for("legacy")
+    workers = gateway.worker_pids()
+    os.kill(gateway.pid, signal.SIGHUP)
+    wait_until(lambda: len(gateway.worker_pids()) == 2, 20.0, "the next worker")
+    began = time.monotonic()
+    assert gateway.stop() == 0
+    print(f"ended {time.monotonic() - began:.1f} s after SIGTERM in a restart")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.4, 0.8])
+def test_a_worker_whose_supervisor_dies_while_it_starts_ends_and_leaves_the_port(
+    start_gateway: StartGateway, after_s: float
+) -> None:
+    gateway = start_gateway(**_NO_RAY)
+    wait_until(lambda: bool(gateway.worker_pids()), 20.0, "a worker")
+    time.sleep(after_s)  # somewhere in its imports
+    workers = gateway.worker_pids()
+    os.kill(gateway.pid, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20.0, "the worker to end")

@@ -1,0 +1,120 @@
+"""Secrets: which are good enough, and how they are kept in files that nobody else may open."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+_MIN_SECRET_BYTES = 32
+_MIN_BITS_PER_BYTE = 3.5
+# Words that make a long secret guessable all the same; compared in lower case, without punctuation.
+_COMMON_SECRET_WORDS = (
+    *("changeme", "changethis", "secretkey", "supersecret", "yoursecret", "yourbitsecret", "mysecret", "secretsecret"),
+    *("password", "development", "example", "default", "insecure", "donotuse", "letmein", "qwerty", "trustno"),
+)
+
+
+def check_secret(secret: bytes, name: str) -> None:
+    """Refuse a secret that could be guessed.
+
+    Args:
+        secret: Key of an HMAC.
+        name: What the operator calls it, for the message.
+
+    Raises:
+        ValueError: Shorter than 32 bytes, a key of another kind, made of common words, a shorter text repeated, or
+            with less than 3.5 bits of variety per byte or step between two. The message never holds the secret.
+    """
+    if len(secret) < _MIN_SECRET_BYTES:
+        raise ValueError(f"{name} must have at least {_MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes one")
+    if secret.lstrip().startswith((b"-----BEGIN", b"ssh-")):
+        raise ValueError(f"{name} is a public or private key; HS256 needs a random secret")
+    plain = re.sub(r"[^a-z]", "", secret.decode("utf-8", "replace").lower())
+    if any(word in plain for word in _COMMON_SECRET_WORDS) or _is_regular(secret):
+        raise ValueError(f"{name} is too easy to guess; `openssl rand -base64 48` makes a good one")
+
+
+def read_secret_file(path: Path) -> bytes:
+    """Read a secret from a file that only its owner may read; a trailing line end is not part of it.
+
+    Raises:
+        ValueError: No such file, no plain one, or one that its group or others may open.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"the secret file {path} is no plain file")
+            secret = file.read(65536)
+    except OSError as error:
+        raise ValueError(f"cannot read the secret file {path}: {error.strerror}") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise ValueError(f"the secret file {path} can be opened by others; run: chmod 600 {path}")
+    return secret.rstrip(b"\r\n")
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Make a secret file, whole or not at all; one that is there stays as it is, whoever made it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        with suppress(FileExistsError):
+            os.link(draft, path)  # unlike a rename, never in place of another
+    finally:
+        os.unlink(draft)
+
+
+class SecretFile:
+    """A secret that is read again when its file changes, so that it can be replaced under a running gateway.
+
+    Called, it gives the secret, and raises `ValueError` as `read_secret_file` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, ...] | None = None
+        self._secret = b""
+
+    def __call__(self) -> bytes:
+        stamp = self._look()  # before reading: a change in between is seen the next time
+        if stamp != self._stamp:
+            self._secret = read_secret_file(self._path)
+            self._stamp = stamp
+        return self._secret
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._stamp = None  # reading will say what is wrong
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _bits_per_byte(secret: bytes) -> float:
+    """Shannon entropy of the byte frequencies (Shannon 1948, eq. 4)."""
+    counts = Counter(secret).values()
+    return -sum(count / len(secret) * math.log2(count / len(secret)) for count in counts)
+
+
+def _is_regular(secret: bytes) -> bool:
+    """Whether the secret is a shorter text again and again, of few different bytes, or a walk along the alphabet."""
+    repeats = any(secret[period:] == secret[:-period] for period in range(1, len(secret) // 2 + 1))
+    steps = bytes((second - first) % 256 for first, second in pairwise(secret))
+    return repeats or min(_bits_per_byte(secret), _bits_per_byte(steps)) < _MIN_BITS_PER_BYTE
