@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import select
 import threading
 import time
 import traceback
@@ -17,16 +18,19 @@ from typing import IO, Any
 
 _MAX_FIELD_CHARS = 256
 _MAX_TRACE_CHARS = 8192
+_MAX_READ_CHARS = 2 * _MAX_TRACE_CHARS  # well over what is kept: what the cut makes of a secret is not kept
 _MAX_WAITING_LINES = 10_000
 _FLUSH_INTERVAL_S = 0.2
+_PIECE_BYTES = select.PIPE_BUF - 1  # a byte is left for the line's end that a torn line needs
 
+# Nothing is tried twice: runs that cannot be followed by what they hold are possessive, the others are short.
 _SECRETS = re.compile(
     r"eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_.-]*)?"  # tokens, and what is left of one that was cut
     r"|gk_[A-Za-z0-9_-]+"  # API keys
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=://)[^\s/@]*:[^\s/@]+(?=@)"  # user and password of an URL
-    r"|(?i:bearer)\s+[^\s\"',]+"
-    r"|(?i:(?:secret|password|passwd|pepper|token|api_?key|sticky_key)\w*[\"']?\s*[=:]\s*)[^\s,;]+",
+    r"|-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|\Z)"
+    r"|(?<=://)[^\s/@:]*+:[^\s/@]++(?=@)"  # user and password of an URL
+    r"|(?i:bearer)\s++[^\s\"',]+"
+    r"|(?i:(?:secret|password|passwd|pepper|token|api_?key|sticky_key)\w{0,64}+[\"']?\s*+[=:]\s*+)[^\s,;]+",
     re.DOTALL,
 )
 
@@ -94,15 +98,24 @@ class LineWriter:
         self._flush()
 
     def _flush(self) -> None:
-        lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if not lines:
-            return
-        try:
-            self._write_whole(b"\n" * self._may_be_torn + b"".join(lines))
-            self._may_be_torn = False
-        except (OSError, ValueError):  # a full disk, a closed pipe or file
-            self._may_be_torn = True  # half a line may have left: the next one begins on a line of its own
-            self._drop(len(lines))
+        left = len(self._waiting)
+        while left:
+            lines = self._take_lines(left)
+            left -= len(lines)
+            try:
+                self._write_whole(b"\n" * self._may_be_torn + b"".join(lines))
+                self._may_be_torn = False
+            except (OSError, ValueError):  # a full disk, a closed pipe or file
+                self._may_be_torn = True  # half a line may have left: the next one begins on a line of its own
+                self._drop(len(lines))
+
+    def _take_lines(self, most: int) -> list[bytes]:
+        """As many as a pipe takes in one piece, among which no other worker writes; a longer line goes alone."""
+        lines = [self._waiting.popleft()]
+        size_bytes = len(lines[0])
+        while len(lines) < most and (size_bytes := size_bytes + len(self._waiting[0])) <= _PIECE_BYTES:
+            lines.append(self._waiting.popleft())
+        return lines
 
     def _write_whole(self, data: bytes) -> None:
         left = memoryview(data)
@@ -175,12 +188,13 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
         "time": timestamp(),
         "level": record.levelname.lower(),
         "logger": record.name,
-        "event": redact(record.getMessage())[:_MAX_FIELD_CHARS],
+        "event": redact(record.getMessage()[:_MAX_READ_CHARS])[:_MAX_FIELD_CHARS],
     }
     request_id = getattr(record, "request_id", None)
     if request_id is not None:
         fields["request_id"] = str(request_id)[:_MAX_FIELD_CHARS]
     if record.exc_info:
         # The end of a trace says more than its beginning.
-        fields["trace"] = redact("".join(traceback.format_exception(*record.exc_info)))[-_MAX_TRACE_CHARS:]
+        trace = "".join(traceback.format_exception(*record.exc_info))
+        fields["trace"] = redact(trace[-_MAX_READ_CHARS:])[-_MAX_TRACE_CHARS:]
     return fields

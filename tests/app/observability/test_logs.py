@@ -3,13 +3,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import select
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from app.observability.logs import LineWriter, logging_to, redact
+from app.observability.logs import LineWriter, _fields_of, logging_to, redact
 
 LOGGER = logging.getLogger("tests.logs")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
@@ -187,3 +188,89 @@ def test_the_line_after_a_full_disk_begins_on_its_own() -> None:
     writer.write({"n": 1})
     writer.close()
     assert json.loads(stream.getvalue().splitlines()[-1]) == {"n": 1}
+
+
+class Pieces(io.RawIOBase):
+    """A pipe that keeps what was written together."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.pieces.append(bytes(data))
+        return len(data)
+
+
+def test_lines_of_several_workers_do_not_tear_on_a_pipe() -> None:
+    stream = Pieces()
+    writer = LineWriter(stream)  # type: ignore[arg-type]
+    lines = [b"x" * (13 * n % 900) + b"\n" for n in range(500)]
+    long = b"y" * (2 * select.PIPE_BUF) + b"\n"
+    for line in (*lines, long, *lines):
+        writer.write_line(line)
+    writer.start()
+    writer.close()
+    assert b"".join(stream.pieces) == b"".join((*lines, long, *lines))
+    assert all(piece.endswith(b"\n") for piece in stream.pieces)
+    assert [piece for piece in stream.pieces if len(piece) > select.PIPE_BUF] == [long]
+    assert len(stream.pieces) < len(lines) / 2  # a write for each line would be dear
+
+
+def test_what_a_full_disk_refused_is_lost_and_the_rest_is_not() -> None:
+    class Full(Pieces):
+        def write(self, data: Any) -> int:
+            if b"lost" in bytes(data):
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    stream = Full()
+    writer = LineWriter(stream)  # type: ignore[arg-type]
+    long = b"z" * select.PIPE_BUF + b"\n"
+    for line in (b"lost\n", long, b"kept\n"):
+        writer.write_line(line)
+    writer.start()
+    writer.close()
+    assert writer.dropped == 1
+    assert b"".join(stream.pieces) == b"\n" + long + b"kept\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "secret",
+        "token ",
+        "api_key" + " " * 20,
+        "password=",
+        "://:",
+        "a:",
+        "://a:",
+        "eyJ",
+        "gk_",
+        "bearer",
+        "bearer ",
+        "-----BEGIN ",
+        "-----BEGIN PRIVATE KEY-----",
+        "-----END ",
+        "A ",
+    ],
+)
+def test_ten_times_as_long_a_text_is_redacted_in_about_ten_times_the_time(text: str) -> None:
+    def least_s(size_chars: int) -> float:
+        padded = ("a://" + text * size_chars)[:size_chars]
+        times = []
+        for _ in range(5):
+            start = time.process_time_ns()
+            redact(padded)
+            times.append(time.process_time_ns() - start)
+        return max(min(times), 20_000) / 1e9
+
+    assert least_s(8000) / least_s(800) < 45  # a hundred where every place is a new beginning
+
+
+@pytest.mark.parametrize("place", range(0, 20_000, 97))
+def test_a_secret_is_nowhere_kept_by_a_cut(place: int) -> None:
+    record = logging.makeLogRecord({"msg": "x" * place + " password=hunter2 " + "y" * (20_000 - place)})
+    assert "hunter2" not in str(_fields_of(record))
