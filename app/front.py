@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from starlette.types import Scope
@@ -11,6 +12,16 @@ from app.errors import BadRequest, GatewayError, HeadTooLarge, NotFound
 MAX_HEADERS = 100
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+# Names that proxies and frameworks have taken for those with hyphens, so that one looked at what another did not.
+_TWINS = frozenset(
+    name.replace(b"-", b"_")
+    for name in (
+        *(b"content-length", b"transfer-encoding", b"content-type", b"content-encoding"),
+        *(b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"),
+        *(b"inference-header-content-length", b"x-request-id", b"x-request-timeout-ms", b"x-route-key", b"x-route-to"),
+    )
+)
 
 _CLOSE = {"Connection": "close"}
 _COMMON = (
@@ -61,6 +72,8 @@ class Front:
         fault: GatewayError | None = None
         if len(hosts) != 1 or scope["http_version"] != "1.1":
             fault = _framing_fault(scope, len(hosts))
+        if fault is None and not _TWINS.isdisjoint([name for name, _ in headers]):
+            fault = BadRequest("a header's name has _ where it must have -", headers=_CLOSE)
         if fault is None and self._hosts:
             fault = self._host_fault(hosts)
         path = scope["path"]
@@ -100,6 +113,21 @@ def _framing_fault(scope: Scope, n_hosts: int) -> GatewayError | None:
     if version == "1.0" and any(name == b"transfer-encoding" for name, _ in scope["headers"]):
         return BadRequest("HTTP/1.0 has no Transfer-Encoding", headers=_CLOSE)
     return None
+
+
+def has_its_host(target: bytes, headers: Headers) -> bool:
+    """Whether a request target names its host, if it does at all, as the Host header does (RFC 9112, section 3.2).
+
+    Args:
+        target: As it stands in the request line; `http://a:80/path` names a host, `/path` none.
+        headers: Of the request, names in lower case.
+    """
+    if target.startswith(b"/"):
+        return True
+    scheme, _, rest = target.partition(b"://")
+    authority = re.split(rb"[/?#]", rest, maxsplit=1)[0].lower()
+    hosts = [value.lower() for name, value in headers if name == b"host"]
+    return scheme.lower() in {b"http", b"https"} and authority != b"" and hosts == [authority]
 
 
 def _name(host: bytes) -> bytes:

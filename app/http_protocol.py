@@ -7,6 +7,7 @@ import os
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import PROBLEM_JSON, BadRequest, GatewayError, HeadTooLarge, problem_of
+from app.front import has_its_host
 
 # The parser itself takes a head of any size. A client that sends its head in one go may have sent four times as much.
 MAX_HEAD_BYTES = 64 * 1024
@@ -48,6 +49,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unfinished_bytes = 0
+        if not has_its_host(self.url, self.headers):
+            raise _Stop
         super().on_headers_complete()
 
     def on_header(self, name: bytes, value: bytes) -> None:

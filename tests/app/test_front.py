@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.errors import PROBLEM_JSON, problem_of
-from app.front import MAX_HEADERS, Front
+from app.front import MAX_HEADERS, Front, has_its_host
 from tests.app.under_test import GatewayUnderTest, MakeGateway
 
 HOST = (b"host", b"gateway")
@@ -31,7 +31,13 @@ def fault(*headers: tuple[bytes, bytes], version: str = "1.1", path: str = "/sta
         ([(b"host", b"")], "1.1", 0),
         ([HOST, (b"transfer-encoding", b"chunked")], "1.1", 0),
         ([HOST, (b"transfer-encoding", b"chunked")], "1.0", 400),
-        ([HOST, (b"transfer_encoding", b"chunked")], "1.0", 0),
+        ([HOST, (b"transfer_encoding", b"chunked")], "1.0", 400),
+        ([HOST, (b"x_forwarded_for", b"192.0.2.1")], "1.1", 400),
+        ([HOST, (b"content_length", b"5")], "1.1", 400),
+        ([HOST, (b"transfer_encoding", b"chunked")], "1.1", 400),
+        ([HOST, (b"x_route_to", b"legacy")], "1.1", 400),
+        ([HOST, (b"x_of_their_own", b"5")], "1.1", 0),
+        ([HOST, (b"x-forwarded-for", b"192.0.2.1")], "1.1", 0),
         ([HOST], "2.0", 400),
         ([HOST], "0.9", 400),
     ],
@@ -40,6 +46,33 @@ def test_what_servers_have_read_in_different_ways_is_refused(
     headers: list[tuple[bytes, bytes]], version: str, status: int
 ) -> None:
     assert fault(*headers, version=version) == status
+
+
+@pytest.mark.parametrize(
+    ("target", "hosts", "is_its_own"),
+    [
+        (b"/stats", [b"a"], True),
+        (b"/stats", [], True),
+        (b"//b/stats", [b"a"], True),
+        (b"http://a/stats", [b"a"], True),
+        (b"HTTP://A:80?x", [b"a:80"], True),
+        (b"https://a", [b"a"], True),
+        (b"http://b/stats", [b"a"], False),
+        (b"http://a:80/stats", [b"a"], False),
+        (b"http://x@a/stats", [b"a"], False),
+        (b"http://a/stats", [], False),
+        (b"http://a/stats", [b"a", b"a"], False),
+        (b"http:///stats", [b""], False),
+        (b"ftp://a/stats", [b"a"], False),
+        (b"a:80", [b"a:80"], False),
+        (b"*", [b"a"], False),
+        (b"", [b"a"], False),
+    ],
+)
+def test_a_target_that_names_a_host_names_that_of_the_header(
+    target: bytes, hosts: list[bytes], is_its_own: bool
+) -> None:
+    assert has_its_host(target, [(b"host", host) for host in hosts]) is is_its_own
 
 
 @pytest.mark.parametrize("host", [b"desk.example", b"DESK.example:8443", b"[::1]:8000", b"[::1]", b"127.0.0.1:1"])

@@ -121,6 +121,8 @@ HOST = b"Host: a\r\n"
         b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET http://qx-mark/ HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET http://a@qx-mark/ HTTP/1.1\r\n" + HOST + b"\r\n",
     ],
 )
 async def test_what_is_no_http_is_a_400_problem_that_quotes_nothing(app: Recorder, port: int, request_: bytes) -> None:
@@ -128,6 +130,11 @@ async def test_what_is_no_http_is_a_400_problem_that_quotes_nothing(app: Recorde
     assert document["status"] == 400
     assert "qx-mark" not in json.dumps(document).lower()
     assert app.bodies == []
+
+
+async def test_a_target_may_name_the_gateway_in_full(app: Recorder, port: int) -> None:
+    assert b" 200 " in await ask(port, b"GET http://a/path?x HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert app.scopes[0]["path"] == "/path"
 
 
 @pytest.mark.parametrize(
@@ -202,9 +209,9 @@ async def test_nonsense_behind_a_request_never_makes_a_second_answer_to_it(app: 
 
 def test_workers_speak_it_with_the_strict_parser(settings: Settings) -> None:
     config = _config(settings, None)
+    config.app = Recorder
     config.load()
     assert config.http_protocol_class is HttpProtocol
-    config.app = config.loaded_app = Recorder()
     protocol = HttpProtocol(config, ServerState(), {}, asyncio.new_event_loop())
     assert isinstance(protocol.parser, HttpRequestParser)
     protocol.loop.close()
