@@ -1,4 +1,10 @@
-"""Limits counted in Redis for all workers and gateways, and by each alone while Redis is away."""
+"""Limits counted in Redis for all workers and gateways, and by each alone while Redis is away.
+
+Redis counts as `MinuteCounters` does, by seconds and so that no minute is overspent, with a script of our own. Of the
+ways of the library `limits` its moving window keeps an entry per unit and believes the clients' clocks, and its
+sliding-window counter takes the last window for evenly spent, which lets nearly twice the limit through in the worst
+minute.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
-
-from limits.aio.storage.redis.bridge import RedisBridge
 
 from app.rate_limit import WINDOW_S, Allowance
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
-from app.shared.commands import BadKey, Command, Link, RedisAway, Script
+from app.shared.commands import Command, Link, RedisAway, Script
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,69 +33,129 @@ MAX_TOLD = 10_000
 _KEY_PREFIX = "sluice:limit:"
 _PROBE_KEY = "probe"
 _NO_LIMIT = 1 << 50
+_MAX_TEXT_BYTES = 2048  # of 61 seconds with 16 digits each, and some air
 
-# The library's two scripts as one: to count and to look takes one call. All of their time is the time to live that
-# Redis gives a key, so no clock but its own is asked.
-_SPEND = Script(
+# A key is a hash of the units spent in each second of Redis' clock. A second counts until all of it is a whole window
+# ago. What seems to be spent later than now was spent before the clock was set back; it counts as spent now. A key
+# with anything else in it begins anew.
+SPEND = Script(
     f"""
-local function acquire(KEYS, ARGV)
-{RedisBridge.SCRIPT_ACQUIRE_SLIDING_WINDOW.decode()}
+local limit, cost, window = tonumber(ARGV[1]), tonumber(ARGV[2]), {WINDOW_S}
+local clock = redis.call('TIME')
+local now, ms = tonumber(clock[1]), math.floor(clock[2] / 1000)
+local spent, used, early, dropped = {{}}, 0, 0, {{}}
+
+local fields = redis.pcall('HGETALL', KEYS[1])
+local is_ours = not fields.err
+for i = 1, #fields, 2 do
+    local second, amount = fields[i], fields[i + 1]
+    if not (second:find('^%d+$') and amount:find('^%d+$') and #second < 16 and #amount < 17) then
+        is_ours = false
+        break
+    end
+    second, amount = tonumber(second), tonumber(amount)
+    if second > now - window - 1 and second <= now then
+        spent[second] = amount
+        used = used + amount
+    else
+        dropped[#dropped + 1] = fields[i]
+        early = early + (second > now and amount or 0)
+    end
 end
-local function look(KEYS, ARGV)
-{RedisBridge.SCRIPT_SLIDING_WINDOW.decode()}
+if not is_ours then
+    redis.call('DEL', KEYS[1])
+    spent, used, early, dropped = {{}}, 0, 0, {{}}
 end
-local admitted = acquire(KEYS, ARGV)
-local window = look(KEYS, {{ARGV[2]}})
-return {{admitted and 1 or 0, window[1], window[2], window[3], window[4]}}
+
+used = used + early
+local admitted = used + cost <= limit
+local added = early + (admitted and cost or 0)
+if added > 0 then
+    redis.call('HINCRBY', KEYS[1], clock[1], string.format('%.0f', added))
+    redis.call('EXPIRE', KEYS[1], window + 2)
+    spent[now] = (spent[now] or 0) + added
+    used = used + (admitted and cost or 0)
+end
+if #dropped > 0 then
+    redis.call('HDEL', KEYS[1], unpack(dropped))
+end
+
+local room = admitted and used - 1 or limit - cost
+local left, wait_ms, told = used, window * 1000, {{}}
+for second = now - window, now do
+    if spent[second] then
+        local left_ms = (second + window + 1 - now) * 1000 - ms
+        if left > room and left - spent[second] <= room then
+            wait_ms = left_ms
+        end
+        left = left - spent[second]
+        told[#told + 1] = string.format('%d:%.0f', left_ms, spent[second])
+    end
+end
+return {{admitted and 1 or 0, used, wait_ms, table.concat(told, ',')}}
 """
 )
-_CLEAR = Script("return redis.call('DEL', KEYS[1], KEYS[2])")
 
 
-class Spent(NamedTuple):
-    """A sliding-window counter of the library, as Redis told it.
+class Spent:
+    """What counted against an account when Redis told it, and what of that counts later.
 
-    Its count is previous · left / W + current until this fixed window ends; from then on it is what `current` still
-    weighs as the last window, if nothing else is spent.
-
-    Attributes:
-        previous: Units of the last fixed window.
-        current: Units of this one.
-        left_s: Seconds until this one ends.
+    Args:
+        text: `LEFT_MS:UNITS` for each second in which units were spent, oldest first: how long they counted yet.
+        told_at: When, by the clock that later moments are taken from.
     """
 
-    previous: int
-    current: int
-    left_s: float
+    __slots__ = ("_seconds", "_text", "_told_at")
 
-    @property
-    def used(self) -> int:
+    def __init__(self, text: bytes, told_at: float) -> None:
+        self._text = text
+        self._told_at = told_at
+        self._seconds: list[tuple[float, int]] | None = None  # until when, and how many; most are never looked at
+
+    def used(self, now: float) -> int:
         """Units that count now."""
-        return math.floor(self.previous * self.left_s / WINDOW_S) + self.current
+        return sum(units for _, units in self._counting(now))
 
-    def after(self, seconds: float) -> Spent:
-        """The same, so many seconds later, if nothing is spent meanwhile."""
-        left_s = self.left_s - seconds
-        if left_s > 0:
-            return Spent(self.previous, self.current, left_s)
-        if left_s > -WINDOW_S:
-            return Spent(self.current, 0, left_s + WINDOW_S)
-        return Spent(0, 0, WINDOW_S)
+    def wait_s(self, room: int, now: float) -> float:
+        """Seconds until at most `room` units count."""
+        left = self.used(now)
+        for until, units in self._counting(now):
+            left -= units
+            if left <= room:
+                return until - now
+        return WINDOW_S  # more than the whole limit: no wait would help
 
-    def wait_s(self, room: int) -> float:
-        """Seconds until the count has fallen to `room`."""
-        if room < 0:
-            return WINDOW_S  # more than the whole limit: no wait would help
-        if self.current <= room and self.previous > 0:
-            return max(0.0, self.left_s - (room - self.current) * WINDOW_S / self.previous)
-        return self.left_s + max(0.0, WINDOW_S * (1 - room / self.current)) if self.current else self.left_s
+    def add(self, units: int, now: float) -> None:
+        """Count more, as spent now."""
+        self._counting(now).append((now + WINDOW_S, units))
+
+    def _counting(self, now: float) -> list[tuple[float, int]]:
+        seconds = self._read() if self._seconds is None else self._seconds
+        self._seconds = [(until, units) for until, units in seconds if until > now]
+        return self._seconds
+
+    def _read(self) -> list[tuple[float, int]]:
+        try:
+            pairs = [second.split(b":") for second in self._text.split(b",") if second]
+            return [(self._told_at + int(left_ms) / 1000, int(units)) for left_ms, units in pairs]
+        except ValueError:
+            return []  # none of our script's; it is a help, not the count itself
 
 
 class Verdict(NamedTuple):
-    """What Redis made of a request: whether it was counted, and the counter after that."""
+    """What Redis made of a request.
+
+    Attributes:
+        admitted: Whether it was counted.
+        used: Units that count now.
+        wait_s: Seconds until some of them are back, or a refused request would be admitted.
+        text: As `Spent` reads it.
+    """
 
     admitted: bool
-    spent: Spent
+    used: int
+    wait_s: float
+    text: bytes
 
 
 class _Ask(NamedTuple):
@@ -160,7 +223,7 @@ class SharedCounters:
         if self.is_away or self._in_doubt or len(self._waiting) >= MAX_WAITING:
             return None
         loop = asyncio.get_running_loop()
-        ask = _Ask(key, cost, _SPEND.call(_keys(key), (limit, WINDOW_S, cost)), loop.create_future())
+        ask = _Ask(key, cost, _spend(key, limit, cost), loop.create_future())
         self._waiting.append(ask)
         if self._sender is None:
             self._sender = loop.create_task(self._send_bundles())
@@ -210,9 +273,7 @@ class SharedCounters:
     def _settle(self, ask: _Ask, answer: Any) -> None:
         verdict = None
         try:
-            verdict = None if ask.command.script is _CLEAR else _read(answer)
-        except BadKey:
-            self._clear(ask.key)
+            verdict = _read(answer)
         except RedisAway as away:
             self._leave(str(away))
         if not ask.answer.done():
@@ -225,12 +286,7 @@ class SharedCounters:
         for key, cost in self._owed.take().items():
             if cost > 0 and len(self._waiting) < MAX_WAITING:
                 nobody = asyncio.get_running_loop().create_future()
-                self._waiting.append(_Ask(key, 0, _SPEND.call(_keys(key), (_NO_LIMIT, WINDOW_S, cost)), nobody))
-
-    def _clear(self, key: str) -> None:
-        """What a key holds is not ours; the count begins anew. Sent with the next bundle, awaited by none."""
-        nobody = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Ask(key, 0, _CLEAR.call(_keys(key), ()), nobody))
+                self._waiting.append(_Ask(key, 0, _spend(key, _NO_LIMIT, cost), nobody))
 
     def _let_go(self, asks: list[_Ask]) -> None:
         for ask in asks:
@@ -259,15 +315,10 @@ class SharedCounters:
 
     async def _probe(self) -> bool:
         """Whether Redis counts, not merely answers: a full one, or a copy that may not be written, does not."""
-        keys = _keys(_PROBE_KEY)
         try:
             await self._link.ask([Command(None, ("PING",))], CONNECT_TIMEOUT_S)  # on an open line only time tells
-            [answer] = await self._link.ask([_SPEND.call(keys, (_NO_LIMIT, WINDOW_S, 1))], self._timeout_s)
+            [answer] = await self._link.ask([_spend(_PROBE_KEY, _NO_LIMIT, 1)], self._timeout_s)
             _read(answer)
-        except BadKey:
-            with suppress(RedisAway):
-                await self._link.ask([_CLEAR.call(keys, ())], self._timeout_s)
-            return False
         except RedisAway:
             return False
         return True
@@ -301,60 +352,53 @@ class SharedLimiter:
         self._limit = limit
         self._policy = policy
         self._clock = clock
-        self._told: dict[str, tuple[Spent, float]] = {}
+        self._told: dict[str, Spent] = {}
 
     async def spend(self, account: str, cost: int) -> Allowance:
         """Count `cost` units against the account, or refuse and count nothing."""
         verdict = await self._counters.spend(f"{self._policy}/{account}", self._limit, cost)
         if verdict is None:
             return await self._spend_alone(account, cost)
-        admitted, spent = verdict
-        self._remember(account, spent)
-        if admitted:
+        self._remember(account, verdict.text)
+        if verdict.admitted:
             self._local.record(account, cost)
-        wait_s = spent.left_s if admitted else spent.wait_s(self._limit - cost)
-        remaining = max(0, self._limit - spent.used)
-        return Allowance(admitted, self._limit, WINDOW_S, remaining, max(1, math.ceil(wait_s)), self._policy, "shared")
+        return Allowance(
+            verdict.admitted,
+            self._limit,
+            WINDOW_S,
+            max(0, self._limit - verdict.used),
+            max(1, math.ceil(verdict.wait_s)),
+            self._policy,
+            "shared",
+        )
 
     async def _spend_alone(self, account: str, cost: int) -> Allowance:
-        spent = self._recall(account)
-        if spent is not None and spent.used + cost > self._limit:
-            return self._local.refuse(spent.wait_s(self._limit - cost))
+        now = self._clock()
+        spent = self._told.get(account)
+        if spent is not None and spent.used(now) + cost > self._limit:
+            return self._local.refuse(spent.wait_s(self._limit - cost, now))
         allowance = await self._local.spend(account, cost)
         if allowance.admitted:
             self._counters.owe(f"{self._policy}/{account}", cost)
             if spent is not None:
-                self._remember(account, spent._replace(current=spent.current + cost))
+                spent.add(cost, now)
         return allowance
 
-    def _recall(self, account: str) -> Spent | None:
-        """What Redis told last of the account, as it has faded since."""
-        if (told := self._told.get(account)) is None:
-            return None
-        spent, told_at = told
-        return spent.after(self._clock() - told_at)
-
-    def _remember(self, account: str, spent: Spent) -> None:
+    def _remember(self, account: str, text: bytes) -> None:
         if len(self._told) >= MAX_TOLD and account not in self._told:
             self._told.clear()  # a help, not the count itself
-        self._told[account] = spent, self._clock()
+        self._told[account] = Spent(text, self._clock())
 
 
-def _keys(key: str) -> tuple[str, str]:
-    """The library's names for the last and this fixed window; the braces keep both on one node of a cluster."""
-    return f"{_KEY_PREFIX}{{{key}}}/-1", f"{_KEY_PREFIX}{{{key}}}"
+def _spend(key: str, limit: int, cost: int) -> Command:
+    return SPEND.call([_KEY_PREFIX + key], (limit, cost))
 
 
 def _read(answer: Any) -> Verdict:
-    """The script's answer. Raises `RedisAway`, `BadKey`."""
+    """The script's answer. Raises `RedisAway`."""
     if isinstance(answer, RedisAway):
         raise answer
-    try:
-        admitted, previous, previous_ttl_ms, current, current_ttl_ms = answer
-        previous, current = int(previous or 0), int(current or 0)
-    except (TypeError, ValueError):
-        raise BadKey("a key holds something else") from None
-    if previous < 0 or current < 0 or -1 in {previous_ttl_ms, current_ttl_ms}:  # -1: it would never be forgotten
-        raise BadKey("a key holds what was never counted")
-    left_s = current_ttl_ms / 1000 - WINDOW_S  # the library's counters live for two windows
-    return Verdict(admitted == 1, Spent(previous, current, max(0.0, left_s)))
+    match answer:
+        case [0 | 1 as admitted, int(used), int(wait_ms), bytes(text)] if used >= 0 and len(text) <= _MAX_TEXT_BYTES:
+            return Verdict(admitted == 1, used, wait_ms / 1000, text)
+    raise RedisAway("no answer of the script")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import random
 import ssl
 import subprocess
 import time
@@ -15,8 +17,9 @@ import pytest
 
 from app.rate_limit import Allowance
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
-from app.rate_limit.shared import SharedCounters, SharedLimiter
+from app.rate_limit.shared import SPEND, SharedCounters, SharedLimiter
 from app.shared.address import parse_redis_url
+from app.shared.commands import Script
 from app.shared.link import RedisLink
 from tests.faults.toxic import CLEAN, ToxicProxy, Toxics
 from tests.integration.processes import ROOT
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.integration
 
 LIMIT = 100
 WORKERS = 2
-KEY = "sluice:limit:{predict/desk}"
+KEY = "sluice:limit:predict/desk"
 
 
 @pytest.fixture
@@ -206,30 +209,104 @@ async def test_redis_that_answers_but_does_not_count_is_an_outage(
             assert (await worker.spend()).mode == "shared"
 
 
-@pytest.mark.parametrize("suffix", ["", "/-1"])
 @pytest.mark.parametrize(
     "write",
     [
         ("SET", "KEY", "garbage"),
-        ("SET", "KEY", "-7"),
-        ("SET", "KEY", "5"),
-        ("SET", "KEY", "1e3", "PX", "90000"),
         ("LPUSH", "KEY", "a"),
         ("HSET", "KEY", "a", "b"),
+        ("HSET", "KEY", "NOW", "-7"),
+        ("HSET", "KEY", "NOW", "1e3"),
+        ("HSET", "KEY", "NOW", "99999999999999999999"),
+        ("HSET", "KEY", "99999999999999999999", "1"),
     ],
-    ids=["no number", "a negative one", "one that never ends", "a float", "a list", "a hash"],
+    ids=["a text", "a list", "no second", "a negative number", "a float", "a huge number", "a second that never comes"],
 )
-async def test_a_wrong_value_costs_one_request_its_count_and_is_mended(
-    redis: RedisServer, write: tuple[str, ...], suffix: str
-) -> None:
+async def test_a_wrong_value_costs_nobody_anything_and_is_mended(redis: RedisServer, write: tuple[str, ...]) -> None:
     async with worker_on(redis.url) as worker:
-        redis.say(*(KEY + suffix if word == "KEY" else word for word in write))
+        words = {"KEY": KEY, "NOW": str(int(time.time()))}
+        redis.say(*(words.get(word, word) for word in write))
         allowances = [await worker.spend() for _ in range(4)]
-        assert all(allowance.admitted for allowance in allowances)
-        assert allowances[-1].mode == "shared"
-        assert allowances[-1].remaining >= LIMIT - 4
+        assert {(allowance.admitted, allowance.mode) for allowance in allowances} == {(True, "shared")}
+        assert allowances[-1].remaining == LIMIT - 4
         assert not worker.counters.is_away
-        assert (await worker.spend(account="other")).mode == "shared"
+        assert 1 <= int(redis.say("TTL", KEY)[1:]) <= 62
+
+
+class SetClock:
+    """Redis' counting by a clock that is set by hand."""
+
+    def __init__(self, redis: RedisServer) -> None:
+        self.now = 1_000_000_000.0
+        self._link = RedisLink(parse_redis_url(redis.url))
+        read_clock = "redis.call('TIME')"
+        assert read_clock in SPEND.text
+        self._script = Script(SPEND.text.replace(read_clock, "{ARGV[3], ARGV[4]}"))
+
+    async def spend(self, account: str, limit: int, cost: int) -> tuple[bool, int, int]:
+        """Whether it was admitted, what remains, and seconds until some is back."""
+        second, microseconds = divmod(round(self.now * 1e6), 10**6)
+        [answer] = await self._link.ask([self._script.call([account], (limit, cost, second, microseconds))], 5.0)
+        admitted, used, wait_ms, _ = answer
+        return admitted == 1, max(0, limit - used), math.ceil(wait_ms / 1000)
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+@pytest.fixture
+async def set_clock(redis: RedisServer) -> AsyncIterator[SetClock]:
+    clock = SetClock(redis)
+    yield clock
+    await clock.close()
+
+
+def worst_minute(admitted: list[tuple[float, int]]) -> int:
+    """Most units in any 60 seconds."""
+    return max(sum(units for at, units in admitted if began <= at < began + 60) for began, _ in admitted)
+
+
+async def test_a_load_made_to_meet_the_edge_of_a_window_gets_the_limit_in_its_worst_minute(set_clock: SetClock) -> None:
+    admitted = []
+    began = set_clock.now
+
+    async def take(units: int) -> bool:
+        is_admitted, _, _ = await set_clock.spend("desk", 1000, units)
+        if is_admitted:
+            admitted.append((set_clock.now, units))
+        return is_admitted
+
+    await take(1)
+    set_clock.now = began + 59.8  # nearly everything at the end of what might be a fixed window
+    while await take(50) or await take(1):
+        pass
+    while set_clock.now < began + 180:  # and whatever fades, at once
+        set_clock.now += 0.25
+        while await take(1):
+            pass
+    assert worst_minute(admitted) <= 1000
+    assert sum(units for _, units in admitted) >= 2000  # and all of it comes back
+
+
+async def test_redis_and_a_worker_alone_count_the_same(set_clock: SetClock) -> None:
+    chance = random.Random(7)
+    for run in range(20):
+        local = LocalLimiter(MinuteCounters(lambda: set_clock.now), limit=50)
+        for _ in range(60):
+            set_clock.now += chance.choice((0.0, chance.uniform(0, 2), chance.uniform(0, 80)))
+            cost = chance.randint(1, 60)
+            alone = await local.spend(f"{run}", cost)
+            assert await set_clock.spend(f"{run}", 50, cost) == (alone.admitted, alone.remaining, alone.reset_s)
+
+
+async def test_a_clock_that_is_set_back_frees_nothing_and_locks_nobody_out(set_clock: SetClock) -> None:
+    assert await set_clock.spend("desk", 100, 90) == (True, 10, 61)
+    set_clock.now -= 3600
+    assert await set_clock.spend("desk", 100, 20) == (False, 10, 61)
+    set_clock.now += 30
+    assert await set_clock.spend("desk", 100, 10) == (True, 0, 31)
+    set_clock.now += 31.5
+    assert await set_clock.spend("desk", 100, 90) == (True, 0, 30)
 
 
 async def test_forgotten_scripts_and_keys_are_no_outage(redis: RedisServer) -> None:

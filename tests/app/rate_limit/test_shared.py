@@ -12,7 +12,7 @@ from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.rate_limit.shared import MAX_LATE, MAX_WAITING, SharedCounters, SharedLimiter, Spent
 from app.shared.commands import Command, RedisAway
 
-NEW = [1, None, -2, b"1", 120_000]
+NEW = [1, 1, 61_000, b"61000:1"]
 
 
 class FakeLink:
@@ -149,7 +149,9 @@ async def test_what_redis_admitted_counts_when_it_is_away(counters: SharedCounte
     assert allowances[0].headers()["X-RateLimit-Mode"] == "local"
 
 
-@pytest.mark.parametrize("answer", [None, 7, b"x", [], [1], [1, b"x", 0, b"1", 1], [1, b"1", -1, b"1", 1]])
+@pytest.mark.parametrize(
+    "answer", [None, 7, b"x", [], [1], [1, b"1", 0, b""], [1, -1, 0, b""], [2, 1, 0, b""], [1, 1, 1, b"1:1" * 2000]]
+)
 async def test_an_answer_that_makes_no_sense_is_nobody_s_exception(
     counters: SharedCounters, link: FakeLink, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
@@ -166,7 +168,7 @@ async def test_who_had_spent_all_in_redis_gets_no_part_of_it_anew_until_it_would
     async def ask(commands: Sequence[Command], timeout_s: float) -> list[Any]:
         if link.failure is not None:
             raise link.failure
-        return [[0, None, -2, b"20", 90_000] for _ in commands]
+        return [[0, 20, 30_000, b"30000:1,60000:19"] for _ in commands]
 
     monkeypatch.setattr(link, "ask", ask)
     now = 0.0
@@ -175,7 +177,7 @@ async def test_who_had_spent_all_in_redis_gets_no_part_of_it_anew_until_it_would
     assert not (await limiter.spend("a", 1)).admitted
     link.failure = RedisAway("ConnectionError")
     refused = await limiter.spend("a", 1)
-    assert (refused.admitted, refused.mode, refused.remaining, refused.reset_s) == (False, "local", 0, 33)
+    assert (refused.admitted, refused.mode, refused.remaining, refused.reset_s) == (False, "local", 0, 30)
     assert (await limiter.spend("b", 1)).admitted  # of whom Redis told nothing
     now = 29.9
     assert not (await limiter.spend("a", 1)).admitted
@@ -185,12 +187,14 @@ async def test_who_had_spent_all_in_redis_gets_no_part_of_it_anew_until_it_would
     assert [(await limiter.spend("a", 1)).admitted for _ in range(11)] == [True] * 10 + [False]
 
 
-def test_a_counter_fades_as_redis_own_would() -> None:
-    spent = Spent(previous=30, current=60, left_s=20.0)
-    assert spent.used == 70
-    assert spent.after(10.0) == Spent(30, 60, 10.0)
-    assert spent.after(20.0) == Spent(60, 0, 60.0)
-    assert spent.after(50.0).used == 30
-    assert spent.after(80.0).used == spent.after(1e6).used == 0
-    assert spent.after(spent.wait_s(65) + 0.001).used <= 65
-    assert spent.after(spent.wait_s(30) + 0.001).used <= 30
+def test_what_redis_told_fades_as_it_does_there() -> None:
+    spent = Spent(b"20000:30,61000:60", told_at=100.0)
+    assert [spent.used(now) for now in (100.0, 119.9, 120.1)] == [90, 90, 60]
+    assert (spent.wait_s(30, 130.0), spent.wait_s(-1, 130.0)) == (31.0, 60)
+    spent.add(5, 130.0)
+    assert [spent.used(now) for now in (130.0, 161.1, 190.1)] == [65, 5, 0]
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"1:2:3", b"1:x", b",,"])
+def test_what_redis_never_told_so_counts_for_nothing(text: bytes) -> None:
+    assert Spent(text, told_at=0.0).used(0.0) == 0
