@@ -13,6 +13,7 @@ from app.front import has_its_host
 MAX_HEAD_BYTES = 64 * 1024
 MAX_WAITING_REQUESTS = 8
 _STALLED_S = 60.0
+_FIRST_REQUEST_S = 1.0  # for whom we accepted in the very moment in which we stopped to
 
 
 class _Stop(Exception):
@@ -84,10 +85,17 @@ class HttpProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._expect_reading()
 
-    def _expect_reading(self, left_bytes: int = 0) -> None:
+    def shutdown(self) -> None:
+        """End the connection when what is under way is answered; one that is new may send its first request yet."""
+        if self.cycle is None and not self.transport.is_closing():
+            self.loop.call_later(_FIRST_REQUEST_S, super().shutdown)
+        else:
+            super().shutdown()
+
+    def _expect_reading(self, left_before_bytes: int = 0) -> None:
         """See to it that the client takes what was written; closing alone would wait for that without end."""
-        left_before, left_bytes = left_bytes, self.transport.get_write_buffer_size()
-        if left_bytes and left_bytes == left_before:
+        left_bytes: int = self.transport.get_write_buffer_size()
+        if left_bytes and left_bytes == left_before_bytes:
             self.transport.abort()
         elif left_bytes:
             self.loop.call_later(_STALLED_S, self._expect_reading, left_bytes)

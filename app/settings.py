@@ -25,6 +25,8 @@ MIN_STICKY_KEY_BYTES, MAX_STICKY_KEY_BYTES = 16, 64  # of BLAKE2b, the longest i
 
 
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
+_LEAST_PREFIX = {4: 8, 6: 16}  # of networks of proxies, by version of the protocol; in bits
+_MAPPED_BITS = 96  # before the IPv4 address (RFC 4291, section 2.5.5.2)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
@@ -81,6 +83,12 @@ class Settings(BaseSettings):
         frozenset(), description="Origins (https://desk.example) whose pages may call, by commas. Empty: none."
     )
     behind_tls: bool = Field(False, description="Clients come by TLS, which ends before us: browsers are told to.")
+    start_patience_ms: int = Field(
+        0,
+        description="Before listening, wait so long for every arm to be ready: for one gateway of several.",
+        ge=0,
+        le=60_000,
+    )
     drain_notice_ms: int = Field(
         5000, description="After SIGTERM: not ready, but still answering, for so many ms.", ge=0, le=60_000
     )
@@ -211,13 +219,12 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_trusted_proxies(cls, value: frozenset[str]) -> frozenset[str]:
-        for proxy in value:
-            try:
-                network = ipaddress.ip_network(proxy)
-            except ValueError:
-                raise ValueError("must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24") from None
-            if network.prefixlen == 0:
-                raise ValueError("must not hold every address: anybody could then say to be anybody")
+        try:
+            networks = [_network(proxy) for proxy in value]
+        except ValueError:
+            raise ValueError("must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24") from None
+        if any(network.prefixlen < _LEAST_PREFIX[network.version] for network in networks) or _hold_all(networks):
+            raise ValueError("must not hold so many addresses: anybody could then say to be anybody")
         return value
 
     @field_validator("allowed_hosts")
@@ -323,6 +330,26 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_sticky_secret(self) -> Settings:
+        """Who has learnt the one key must not be able to use it as the other."""
+        secret = self._file_secret if self.jwt_secret is None else self.jwt_secret.get_secret_value().encode()
+        if self.sticky_key is not None and self.sticky_key.get_secret_value().encode() == secret:
+            raise ValueError("GATEWAY_STICKY_KEY must be another secret than that of the tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _check_url_of_files(self) -> Settings:
+        """What goes with an URL that is not there was meant to protect something."""
+        for url, field in (
+            ("jwt_jwks_url", "jwt_jwks_ca_file"),
+            ("redis_url", "redis_ca_file"),
+            ("redis_url", "redis_password_file"),
+        ):
+            if getattr(self, url) is None and getattr(self, field) is not None:
+                raise ValueError(f"{variable_of(field)} goes with {variable_of(url)}, which is not set")
+        return self
+
+    @model_validator(mode="after")
     def _check_legacy(self) -> Settings:
         if self.legacy == "remote" and self.legacy_url is None:
             raise ValueError("GATEWAY_LEGACY=remote needs GATEWAY_LEGACY_URL: scheme, host and port of the service")
@@ -402,6 +429,20 @@ class Settings(BaseSettings):
                 "no token secret: set GATEWAY_JWT_SECRET_FILE to a file of at least 32 random bytes, mode 0600"
             )
         return self._file_secret
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """An address or network; one of IPv4 addresses that are written as IPv6 is the one of IPv4."""
+    network = ipaddress.ip_network(text)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+
+
+def _hold_all(networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    four = [network for network in networks if isinstance(network, ipaddress.IPv4Network)]
+    return any(network.prefixlen == 0 for network in ipaddress.collapse_addresses(four))
 
 
 def variable_of(field: str) -> str:

@@ -189,7 +189,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _config(settings: Settings, log_file: Path | None) -> uvicorn.Config:
     return uvicorn.Config(
-        WorkerApp(settings, log_file, os.getpid()),
+        WorkerApp(settings, log_file, os.getpid(), settings.start_patience_ms / 1e3),
         factory=True,
         workers=settings.workers,
         host=settings.host,

@@ -313,3 +313,13 @@ def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(
         timers.pass_time()
     assert not pipe.is_cut
     assert timers.due == []
+
+
+def test_a_connection_without_a_request_yet_outlives_the_server_s_end_by_a_moment(
+    connection: tuple[HttpProtocol, Pipe, Timers],
+) -> None:
+    protocol, pipe, timers = connection
+    protocol.shutdown()
+    assert not pipe.closing  # it was accepted just now: its first request is on its way
+    timers.pass_time()
+    assert pipe.closing
