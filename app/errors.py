@@ -168,8 +168,8 @@ class StateUnavailable(GatewayError):
 
     status, code, title = 503, "state-unavailable", "The shared state cannot be changed now"
 
-    def __init__(self) -> None:
-        super().__init__("nothing was changed; try again", headers={"Retry-After": "5"})
+    def __init__(self, detail: str = "nothing was changed; try again") -> None:
+        super().__init__(detail, headers={"Retry-After": "5"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.dispatch import Dispatcher
 from app.rollout.shared_state import CopiedStore, RedisStore
-from app.rollout.state import FileStore, Rollout, StateStore
+from app.rollout.state import FileStore, Rollout, StateStore, share_of
 from app.secret_files import SecretFile, read_secret_file, write_once
 from app.settings import MAX_STICKY_KEY_BYTES, MIN_STICKY_KEY_BYTES, ConfigError, Settings
 from app.shared.commands import Link
@@ -64,7 +64,7 @@ def wire(
         _store(settings) if store is None else store,
         initial_fraction=settings.ray_serve_fraction,
         wall_clock=wall_clock,
-        refresh_period_s=None if settings.redis_url is None else _REFRESH_PERIOD_S,
+        refresh_period_s=_REFRESH_PERIOD_S,
     )
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
     identity = build_identity(
@@ -104,9 +104,9 @@ def wire(
 
 
 def _store(settings: Settings) -> StateStore:
-    files = FileStore(settings.state_dir)
+    files = FileStore(settings.state_dir, share_of)
     link = redis_link(settings)
-    return files if link is None else CopiedStore(RedisStore(link), files)
+    return files if link is None else CopiedStore(RedisStore(link, share_of), files)
 
 
 class _Limiting(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -11,7 +12,9 @@ from app.api.bodies import body_of, read_command
 from app.api.deps import Admin, GatewayDep, Operator
 from app.api.schemas import problems
 from app.errors import StateUnavailable
-from app.rollout.state import StateAway, StateConflict
+from app.rollout.state import StateAway, StateConflict, StateDoubtful, StateUnreadable
+
+_LOGGER = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/rollout", tags=["rollout"], responses=problems(401, 403, 429))
 
@@ -35,7 +38,7 @@ async def show_rollout(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     openapi_extra={"requestBody": body_of(NewShare)},
     responses={
         **problems(400, 413, 415, 422, 504),
-        503: {"description": "The store that the gateways share is away; nothing was changed."},
+        503: {"description": "The store of the share is away; the detail says whether it may have been changed."},
     },
 )
 async def set_share(request: Request, gateway: GatewayDep, principal: Admin) -> dict[str, Any]:
@@ -43,5 +46,10 @@ async def set_share(request: Request, gateway: GatewayDep, principal: Admin) -> 
     share = await read_command(request, NewShare)
     try:
         return await gateway.rollout.set_fraction(share.ray_serve_fraction, principal.subject)
+    except StateDoubtful:
+        raise StateUnavailable("it may have been changed; look before trying again") from None
     except (StateAway, StateConflict):
         raise StateUnavailable from None
+    except (StateUnreadable, OSError) as error:
+        _LOGGER.warning("the share could not be stored: %s", error)
+        raise StateUnavailable("the share could not be stored; try again") from None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 from app.auth.api_keys import MAX_KEYS, MAX_TABLE_BYTES, ApiKey, ApiKeys, ApiKeysRefused, read_table, write_table
 from app.auth.reload import Background, Outcome, SourceRecord
 from app.auth.watched_file import WatchedFile
+from app.files import locked, replace_file
 from app.secret_files import write_once
 
 POLL_S = 0.25
@@ -86,22 +84,11 @@ class ApiKeyFile:
     def _locked(self) -> Iterator[None]:
         """Keep other commands out; who is killed inside leaves the old table and no lock behind."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        with open(os.open(self.path.with_name(f".{self.path.name}.lock"), flags, 0o600), "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.path.with_name(f".{self.path.name}.lock"), make=True):
             yield
 
     def _write(self, keys: list[ApiKey], pepper: bytes) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")  # mode 0600
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(write_table(keys, pepper))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except OSError:
-            os.unlink(name)
-            raise
+        replace_file(self.path, write_table(keys, pepper))
 
     def _made_pepper(self) -> bytes:
         try:

@@ -143,11 +143,13 @@ def _require_model(settings: Settings) -> None:
 
 
 def _require_state(settings: Settings) -> None:
-    from app.rollout.state import FileStore, Rollout, StateUnreadable
+    from app.rollout.state import FileStore, Rollout, StateUnreadable, share_of
 
+    store = FileStore(settings.state_dir, share_of)
     try:
-        asyncio.run(Rollout(FileStore(settings.state_dir), initial_fraction=settings.ray_serve_fraction).load())
+        asyncio.run(Rollout(store, initial_fraction=settings.ray_serve_fraction).load())
     except StateUnreadable as error:
-        fail(str(error), EX_CONFIG)
+        if settings.redis_url is None:  # else it is but a copy
+            fail(str(error), EX_CONFIG)
     except OSError as error:
         fail(f"cannot keep state in {settings.state_dir}: {error.strerror}", EX_CONFIG)

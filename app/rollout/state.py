@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
-import os
+import math
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from app.files import locked, replace_file
 
 _LOGGER = logging.getLogger(__name__)
 
 _DOCUMENT_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _ROLLOUT = "rollout"
+_MAX_VERSION = 1 << 50  # whole in every JSON and Lua; nobody gets there by counting
+
+Check = Callable[[dict[str, Any]], object]  # raises ValueError for a document that is none of ours
 
 
 class StateUnreadable(Exception):
@@ -28,6 +30,10 @@ class StateUnreadable(Exception):
 
 class StateAway(Exception):
     """The store cannot be reached, so nothing was written."""
+
+
+class StateDoubtful(StateAway):
+    """The store was lost while it was written to, and it may have been."""
 
 
 class StateConflict(Exception):
@@ -62,11 +68,19 @@ class StateStore(Protocol):
         Raises:
             StateConflict: The stored document is as new, or newer.
             StateAway: The store cannot be reached.
+            StateDoubtful: It was lost meanwhile.
             OSError: The disk refused it.
         """
 
     async def close(self) -> None:
         """Give back what was opened on the way."""
+
+
+class SharedStore(StateStore, Protocol):
+    """A store of several gateways, which may forget everything and is then filled again by whoever has a copy."""
+
+    async def restore(self, name: str, document: dict[str, Any], version: int) -> None:
+        """As `write`, for what is in force already: a store that came empty takes it before any change."""
 
 
 class MemoryStore:
@@ -86,6 +100,9 @@ class MemoryStore:
             raise StateConflict
         self._stored[name] = json.dumps(document), version
 
+    async def restore(self, name: str, document: dict[str, Any], version: int) -> None:
+        await self.write(name, document, version)
+
     async def close(self) -> None: ...
 
 
@@ -94,19 +111,33 @@ class FileStore:
 
     Args:
         directory: Created with mode 0700 where it is missing.
+        check: Of every document that is read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, check: Check = lambda document: None) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory = directory
+        self._check = check
 
     async def read(self, name: str) -> Stored | None:
-        return await asyncio.to_thread(_read_file, self._path(name))
+        return await asyncio.to_thread(_read_file, self._path(name), self._check)
 
     async def write(self, name: str, document: dict[str, Any], version: int) -> None:
-        await asyncio.to_thread(_write_file, self._path(name), document, version)
+        """As the protocol; a file that nobody can read is replaced."""
+        await asyncio.to_thread(self._write, self._path(name), document, version)
 
     async def close(self) -> None: ...
+
+    def _write(self, path: Path, document: dict[str, Any], version: int) -> None:
+        with locked(path.parent):
+            try:
+                stored = _read_file(path, self._check) if path.is_file() else None
+            except StateUnreadable as error:
+                _LOGGER.warning("it is replaced: %s", error)
+                stored = None
+            if stored is not None and stored.version >= version:
+                raise StateConflict
+            replace_file(path, format_stored(document, version).encode())
 
     def _path(self, name: str) -> Path:
         if not _DOCUMENT_NAME.fullmatch(name):
@@ -114,61 +145,32 @@ class FileStore:
         return self._directory / f"{name}.json"
 
 
-def _read_file(path: Path) -> Stored | None:
+def _read_file(path: Path, check: Check) -> Stored | None:
     try:
-        stored = parse_stored(path.read_bytes())
+        return parse_stored(path.read_bytes(), check)
     except FileNotFoundError:
         return None
     except ValueError:
         advice = "mend it, or delete it to start from the settings"
         raise StateUnreadable(f"{path} holds no JSON document of ours; {advice}") from None
-    return stored
 
 
-def parse_stored(text: bytes) -> Stored:
+def parse_stored(text: bytes, check: Check) -> Stored:
     """A document with its version beside its own fields; without one it is of the first. Raises `ValueError`."""
-    document = json.loads(text)
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        raise ValueError("not a stored document") from None
     version = document.pop("version", 1) if isinstance(document, dict) else None
-    if type(version) is not int or version < 1:  # a bool is an int to isinstance
+    if type(version) is not int or not 1 <= version <= _MAX_VERSION:  # a bool is an int to isinstance
         raise ValueError("not a stored document")
+    check(document)
     return Stored(document, version)
 
 
 def format_stored(document: dict[str, Any], version: int) -> str:
     """The text that `parse_stored` reads."""
     return json.dumps({**document, "version": version}, indent=1)
-
-
-def _write_file(path: Path, document: dict[str, Any], version: int) -> None:
-    with _locked(path.parent):
-        stored = _read_file(path) if path.is_file() else None
-        if stored is not None and stored.version >= version:
-            raise StateConflict
-        _replace_file(path, format_stored(document, version))
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep other processes that write into the folder out of the block."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _replace_file(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except OSError:
-        os.unlink(name)  # a full disk must not fill with what did not fit
-        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,18 @@ class Share:
     def __post_init__(self) -> None:
         if not 0.0 <= self.ray_serve_fraction <= 1.0:  # false for NaN too
             raise ValueError("ray_serve_fraction must be from 0 to 1")
+
+
+def share_of(document: dict[str, Any]) -> Share:
+    """The share that a document holds, with nothing beside it. Raises `ValueError`."""
+    match document:
+        case {
+            "ray_serve_fraction": int() | float() as fraction,
+            "changed_at": int() | float() as at,
+            "changed_by": str(by),
+        } if len(document) == 3 and not isinstance(fraction, bool) and math.isfinite(at):
+            return Share(fraction, at, by)
+    raise ValueError("not a stored share")
 
 
 class Rollout:
@@ -229,13 +243,13 @@ class Rollout:
         await self._store.close()
 
     async def load(self) -> None:
-        """Take over what the store holds, where that is newer. Raises `StateUnreadable`, `StateAway`."""
+        """Take over what the store holds, unless that is older. Raises `StateUnreadable`, `StateAway`."""
         stored = await self._store.read(_ROLLOUT)
-        if stored is None or stored.version <= self._version:
+        if stored is None or stored.version < self._version:
             return
         try:
-            self._share = Share(**stored.document)
-        except (TypeError, ValueError) as error:
+            self._share = share_of(stored.document)
+        except ValueError as error:
             raise StateUnreadable("the stored rollout is no valid share; set it anew or delete it") from error
         self._version = stored.version
 
@@ -258,8 +272,9 @@ class Rollout:
 
         Raises:
             ValueError: `fraction` is no share.
-            StateAway: The store cannot be reached.
-            OSError: The store could not be written.
+            StateAway: The store cannot be reached, or `StateDoubtful`: it was lost meanwhile.
+            StateConflict: Others set it at the same time, and twice.
+            StateUnreadable, OSError: The store could not be read or written.
         """
         share = Share(fraction, self._wall_clock(), actor)
         async with self._writing:

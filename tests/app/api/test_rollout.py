@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from app.errors import PROBLEM_JSON
+from app.rollout.state import StateAway, StateConflict, StateDoubtful, StateUnreadable
 from tests.app.under_test import NOW, GatewayUnderTest
 
 
@@ -78,3 +79,29 @@ async def test_a_refused_method_is_told_every_method_of_the_path(gateway: Gatewa
     response = await gateway.client.delete("/rollout")
     assert response.status_code == 405
     assert response.headers["Allow"] == "GET, PUT"
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (StateAway("qx-mark"), "nothing was changed"),
+        (StateConflict(), "nothing was changed"),
+        (StateDoubtful("qx-mark"), "may have been changed"),
+        (StateUnreadable("qx-mark"), "could not be stored"),
+        (OSError(28, "qx-mark"), "could not be stored"),
+        (TimeoutError(110, "qx-mark"), "could not be stored"),
+    ],
+)
+async def test_a_share_that_cannot_be_stored_is_503_and_says_what_became_of_it(
+    gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch, error: Exception, detail: str
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("app.rollout.state.Rollout.set_fraction", fail)
+    response = await gateway.client.put(
+        "/rollout", json={"ray_serve_fraction": 0.0}, headers=gateway.bearer("admin", subject="ann")
+    )
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert detail in response.json()["detail"]
+    assert "qx-mark" not in response.text

@@ -88,3 +88,32 @@ async def test_a_disk_that_keeps_no_copy_does_not_stop_a_change(tmp_path: Path) 
     folder.rmdir()
     await rollout.set_fraction(0.25, "ann")
     assert rollout.fraction() == 0.25
+
+
+async def test_gateways_that_hold_different_documents_of_one_version_all_take_the_shared_one(tmp_path: Path) -> None:
+    shared = Shared()
+    here, there = rollout_of(shared, tmp_path / "here"), rollout_of(shared, tmp_path / "there")
+    await here.set_fraction(0.1, "ann")
+    shared._stored.clear()
+    await there.set_fraction(0.9, "ben")  # of the same version
+    for rollout in (here, there):
+        await rollout.load()
+    assert here.document() == there.document()
+    shared.is_away = True
+    for folder in ("here", "there"):
+        restarted = rollout_of(shared, tmp_path / folder)
+        await restarted.load()
+        assert restarted.fraction() == 0.9
+
+
+async def test_a_copy_that_nobody_can_read_ends_nothing_and_is_mended(tmp_path: Path) -> None:
+    (tmp_path / "rollout.json").write_text("{")
+    shared = Shared()
+    shared.is_away = True
+    rollout = rollout_of(shared, tmp_path)
+    await rollout.start()
+    assert rollout.fraction() == 1.0
+    shared.is_away = False
+    await rollout.set_fraction(0.25, "ann")
+    assert await FileStore(tmp_path).read("rollout") == (rollout.document(), 1)
+    await rollout.stop()

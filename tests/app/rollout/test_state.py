@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from app.rollout.state import FileStore, MemoryStore, Rollout, StateConflict, StateStore, StateUnreadable
+from app.files import locked
+from app.rollout.state import (
+    FileStore,
+    MemoryStore,
+    Rollout,
+    StateConflict,
+    StateStore,
+    StateUnreadable,
+    share_of,
+)
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -60,7 +69,11 @@ async def test_a_share_that_the_disk_refused_is_not_in_force(tmp_path: Path) -> 
     [
         *("", "{", "[]", "0", "null", '{"ray_serve_fraction": 0.5, "version": true}'),
         *('{"ray_serve_fraction": 0.5, "version": 0}', '{"ray_serve_fraction": 0.5, "version": "2"}'),
-        *('{"ray_serve_fraction": 2}', '{"share": 1}'),
+        *('{"ray_serve_fraction": 2}', '{"share": 1}', "[" * 100_000, '{"ray_serve_fraction": 0.5, "version": 1e400}'),
+        '{"ray_serve_fraction": 0.5, "changed_at": 1, "changed_by": "x", "version": 9007199254740993}',
+        '{"ray_serve_fraction": true, "changed_at": 1, "changed_by": "x"}',
+        '{"ray_serve_fraction": 0.5, "changed_at": NaN, "changed_by": "x"}',
+        '{"ray_serve_fraction": 0.5, "changed_at": 1, "changed_by": []}',
     ],
 )
 async def test_a_damaged_file_is_named_and_never_guessed_at(tmp_path: Path, content: str) -> None:
@@ -111,3 +124,44 @@ async def test_many_writers_at_once_lose_no_version(store: StateStore) -> None:
     stored = await store.read("rollout")
     assert stored is not None
     assert stored.version == 2
+
+
+@pytest.mark.parametrize("content", ["{", '{"ray_serve_fraction": "x", "version": 9}'])
+async def test_a_change_replaces_a_damaged_file(tmp_path: Path, content: str) -> None:
+    rollout = Rollout(FileStore(tmp_path, share_of), initial_fraction=1.0)
+    await rollout.set_fraction(0.5, "ann")
+    (tmp_path / "rollout.json").write_text(content)
+    await rollout.set_fraction(0.25, "ann")
+    restarted = Rollout(FileStore(tmp_path, share_of), initial_fraction=1.0)
+    await restarted.load()
+    assert restarted.fraction() == 0.25
+
+
+async def test_of_two_documents_of_one_version_the_stored_one_is_in_force() -> None:
+    store = MemoryStore()
+    here = Rollout(store, initial_fraction=1.0)
+    await here.set_fraction(0.1, "ann")
+    forgetful = MemoryStore()
+    await Rollout(forgetful, initial_fraction=1.0).set_fraction(0.9, "ben")
+    store._stored = forgetful._stored
+    await here.load()
+    assert here.fraction() == 0.9
+
+
+async def test_what_another_process_writes_into_the_file_is_followed(tmp_path: Path) -> None:
+    new = Rollout(FileStore(tmp_path), initial_fraction=1.0, refresh_period_s=0.01)
+    await new.start()
+    await Rollout(FileStore(tmp_path), initial_fraction=1.0).set_fraction(0.25, "ann")
+    async with asyncio.timeout(5):
+        while new.fraction() != 0.25:
+            await asyncio.sleep(0.01)
+    await new.stop()
+
+
+async def test_a_folder_that_another_process_keeps_locked_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    rollout = Rollout(FileStore(tmp_path), initial_fraction=1.0)
+    with locked(tmp_path):
+        async with asyncio.timeout(10):
+            with pytest.raises(TimeoutError, match="locked"):
+                await rollout.set_fraction(0.25, "ann")
+    assert rollout.fraction() == 1.0
