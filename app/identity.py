@@ -60,7 +60,7 @@ def build_identity(
     door = Door(
         tokens,
         api_keys,
-        limit=FailureLimit(settings.auth_failures_per_min, clock=clock),
+        limit=FailureLimit(max(1, settings.auth_failures_per_min // settings.workers), clock=clock),  # each has its own
         count_failure=count_failure,
         renew=None if token_source is None else token_source.renew,
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -354,3 +355,76 @@ def test_the_secret_of_a_file_is_the_one_that_was_checked_in_every_worker(tmp_pa
     with pytest.raises(ConfigError, match="at least 32 bytes"):
         settings.with_overrides(workers=1)
     assert GOOD_SECRET not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        "10.0.0.7",
+        "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16",
+        "10.0.0.0/8,11.0.0.0/8",
+        "fd00::/16,::1",
+        "::ffff:10.0.0.0/104",
+    ],
+)
+def test_proxies_may_be_whole_private_networks(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    monkeypatch.setenv("GATEWAY_TRUSTED_PROXIES", proxies)
+    assert load_settings().trusted_proxies == frozenset(proxies.split(","))
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        "*",
+        "0.0.0.0/0",
+        "0.0.0.0/1,128.0.0.0/1",
+        "0.0.0.0/7",
+        "::/0",
+        "::/1",
+        "2000::/15",
+        "::ffff:0:0/96",
+        "::ffff:0:0/97",
+        "10.0.0.7,2000::/3",
+        ",".join(f"{first}.0.0.0/8" for first in range(256)),
+        ",".join(f"{first}.{second}.0.0/9" for first in range(256) for second in (0, 128)),
+    ],
+    ids=lambda proxies: proxies[:30],
+)
+def test_so_many_addresses_cannot_all_be_proxies(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    monkeypatch.setenv("GATEWAY_TRUSTED_PROXIES", proxies)
+    with pytest.raises(ConfigError, match="GATEWAY_TRUSTED_PROXIES"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("GATEWAY_JWT_JWKS_CA_FILE", "GATEWAY_JWT_JWKS_URL"),
+        ("GATEWAY_REDIS_CA_FILE", "REDIS_URL"),
+        ("GATEWAY_REDIS_PASSWORD_FILE", "REDIS_URL"),
+    ],
+)
+def test_a_file_of_an_url_is_nothing_without_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, url: str
+) -> None:
+    (file := tmp_path / "file").write_text("canary-77ab")
+    file.chmod(0o600)
+    monkeypatch.setenv(name, str(file))
+    with pytest.raises(ConfigError, match=f"{name} goes with {url}"):
+        load_settings()
+
+
+def test_the_secret_of_the_tokens_is_the_key_of_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = secrets.token_urlsafe(36)
+    (file := tmp_path / "secret").write_text(secret + "\n")
+    file.chmod(0o600)
+    for name, value in (("GATEWAY_JWT_SECRET", secret), ("GATEWAY_JWT_SECRET_FILE", str(file))):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            patch.setenv("GATEWAY_STICKY_KEY", secret)
+            with pytest.raises(ConfigError, match="GATEWAY_STICKY_KEY must be another") as caught:
+                load_settings()
+            assert secret not in str(caught.value)
+            patch.setenv(name, value)
+            patch.setenv("GATEWAY_STICKY_KEY", secret[::-1])
+            load_settings()
