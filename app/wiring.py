@@ -81,6 +81,7 @@ def wire(
         rollout=rollout,
         prober=prober,
         replicas=Recent(partial(replica_figures, arms), keep_s=_REPLICAS_GOOD_S, clock=clock),
+        scrape=Recent(metrics.scrape, keep_s=0.0, clock=clock),
         door=identity.door,
         key_sources=identity.sources,
         limits=limiting.limits,

@@ -53,6 +53,7 @@ class Gateway:
 
     Attributes:
         replicas: Ray Serve's own figures, of this second; None where it is not configured.
+        scrape: The metrics of now, over all workers; one reading at a time.
         services: Parts to start with the gateway, in this order, and to stop in the reverse one.
     """
 
@@ -61,6 +62,7 @@ class Gateway:
     rollout: Rollout
     prober: Prober
     replicas: Recent[dict[str, Any] | None]
+    scrape: Recent[bytes]
     door: Door
     limits: Limits
     metrics: Metrics

@@ -81,7 +81,7 @@ async def show_metrics(gateway: GatewayDep, _: Scraper) -> Response:
     """Metrics for Prometheus."""
     if (figures := await gateway.replicas()) is not None:
         _show_replicas(gateway, figures.get("replicas", []))
-    return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await gateway.scrape(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def replica_figures(backends: Iterable[Backend]) -> dict[str, Any] | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_fastapi_instrumentator.metrics import Info
 
 from app.backends.breaker import State
 from app.observability.histogram import BufferedHistogram
 from app.observability.ledger import STAGES
+from app.observability.metric_files import read_metrics
 from serve_app.contract import ERRORS_BY_CODE
 
 NO_VERSION = "none"
@@ -48,7 +49,7 @@ class Metrics:
         self._answered_series: dict[tuple[str, str], _Answered] = {}
         self._http_series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="mostrecent")
+        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livemostrecent")
         kind = BufferedHistogram if multiproc_dir is None else Histogram
         histogram = partial(kind, registry=self.registry, buckets=LATENCY_BUCKETS_S)
 
@@ -79,12 +80,9 @@ class Metrics:
         self._fallbacks = counter(
             "gateway_fallbacks_total", "Answers of legacy because Ray Serve failed, by kind of failure", ["reason"]
         )
-        self._breakers = Gauge(
-            "gateway_breaker_state",
-            "Breaker of an arm: 0 closed, 1 recovering, 2 open; of the worst worker",
-            ["arm"],
-            registry=self.registry,
-            multiprocess_mode="livemax",
+        worst = partial(Gauge, registry=self.registry, multiprocess_mode="livemax")
+        self._breakers = worst(
+            "gateway_breaker_state", "Breaker of an arm: 0 closed, 1 recovering, 2 open; of the worst worker", ["arm"]
         )
         self._openings = counter(
             "gateway_breaker_openings_total", "How often an arm's breaker opened, by kind of failure", ["arm", "reason"]
@@ -105,9 +103,7 @@ class Metrics:
             ["policy", "mode", "outcome"],
         )
         self._allowance_series: dict[tuple[str, str, bool], Counter] = {}
-        self._limits_local = gauge(
-            "gateway_rate_limit_local", "1 while Redis is away and each worker counts alone", multiprocess_mode="max"
-        )
+        self._limits_local = worst("gateway_rate_limit_local", "1 while Redis is away and each worker counts alone")
         self._loop_lag = histogram(
             "gateway_event_loop_lag_seconds", "By how much the event loop is late", buckets=_LAG_BUCKETS_S
         )
@@ -225,11 +221,13 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes; over all workers where there are several."""
+        return generate_latest(self.registry) if self._multiproc_dir is None else read_metrics(self._multiproc_dir)
+
+    async def scrape(self) -> bytes:
+        """`exposition`, without holding up the event loop for the files of other workers."""
         if self._multiproc_dir is None:
-            return generate_latest(self.registry)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._multiproc_dir))  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+            return self.exposition()  # its histograms belong to the loop's thread
+        return await asyncio.to_thread(read_metrics, self._multiproc_dir)
 
     def totals(self) -> dict[str, Any]:
         """This worker's counts for `/stats`."""

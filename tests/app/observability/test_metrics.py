@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from app.observability.metrics import Metrics
@@ -65,3 +68,16 @@ def test_metrics_of_several_workers_add_up(tmp_path: Path) -> None:
     assert float(samples['gateway_windows_total{arm="ray_serve"}']) == 21
     assert float(samples['cnn_lstm_prediction_latency_seconds_count{model_version="1"}']) == 7
     assert float(samples["cnn_lstm_replicas_total"]) == 5, json.dumps(samples)
+
+
+async def test_a_scrape_over_several_workers_leaves_the_event_loop_free(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    with (tmp_path / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        release = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        scraping = asyncio.create_task(metrics.scrape())
+        await asyncio.sleep(0)
+        assert not scraping.done()
+        assert await scraping == metrics.exposition()
+        release.join()
