@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -89,48 +89,77 @@ async def ask(gateway: GatewayUnderTest, method: str, path: str, headers: dict[s
     return await gateway.client.request(method, path, headers=headers)
 
 
+def opened_by(scopes: set[str]) -> set[tuple[str, str]]:
+    return {route for route, needed in NEEDED.items() if needed in scopes}
+
+
+def assert_every_route_was_asked(routes: Iterable[tuple[str, str]]) -> None:
+    """Routes that a table forgot would pass every test that walks along it."""
+    assert {path for _, path in routes} >= {"/ray-serve/predict", "/stats", "/metrics", "/rollout", "/v2"}
+    assert len(NEEDED) >= 16
+
+
 async def test_every_route_is_public_or_needs_one_scope(gateway: GatewayUnderTest) -> None:
     assert {(method, path) for method, path in routes_of(gateway) if path not in PUBLIC_PATHS} == set(NEEDED)
     assert {path for _, path in routes_of(gateway)} >= PUBLIC_PATHS
 
 
 async def test_public_routes_answer_anybody(gateway: GatewayUnderTest, keys: dict[str, str]) -> None:
-    for method, path in routes_of(gateway):
-        if path in PUBLIC_PATHS:
-            for who, headers in strangers(gateway, keys).items():
-                assert (await ask(gateway, method, path, headers)).status_code in {200, 503}, (path, who)
+    routes = [(method, path) for method, path in routes_of(gateway) if path in PUBLIC_PATHS]
+    statuses = {
+        (path, who): (await ask(gateway, method, path, headers)).status_code
+        for method, path in routes
+        for who, headers in strangers(gateway, keys).items()
+    }
+    assert {path for path, _ in statuses} == PUBLIC_PATHS
+    assert "nobody" in {who for _, who in statuses}
+    assert {question: status for question, status in statuses.items() if status not in {200, 503}} == {}
 
 
 async def test_no_other_route_answers_a_stranger(gateway: GatewayUnderTest, keys: dict[str, str]) -> None:
+    asked = set()
     for method, path in NEEDED:
         for who, headers in strangers(gateway, keys).items():
             response = await ask(gateway, method, path, headers)
             assert response.status_code == 401, (path, who)
             assert response.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+            asked.add((method, path, who))
+    assert_every_route_was_asked((method, path) for method, path, _ in asked)
+    assert len({who for *_, who in asked}) >= 10
 
 
 @pytest.mark.parametrize("scopes", COMBINATIONS, ids=lambda scopes: "+".join(sorted(scopes)) or "none")
 async def test_a_token_opens_the_routes_of_its_scopes_and_no_other(gateway: GatewayUnderTest, scopes: set[str]) -> None:
-    for (method, path), needed in NEEDED.items():
-        response = await ask(gateway, method, path, gateway.bearer(" ".join(sorted(scopes))))
-        assert (response.status_code == 403) == (needed not in scopes), (method, path)
-        assert response.status_code != 401, (method, path)
+    statuses = {
+        (method, path): (await ask(gateway, method, path, gateway.bearer(" ".join(sorted(scopes))))).status_code
+        for method, path in NEEDED
+    }
+    assert_every_route_was_asked(statuses)
+    assert {route for route, status in statuses.items() if status != 403} == opened_by(scopes)
+    assert 401 not in statuses.values()
 
 
 async def test_an_api_key_opens_what_a_token_of_its_scopes_does(
     gateway: GatewayUnderTest, keys: dict[str, str]
 ) -> None:
-    for (method, path), needed in NEEDED.items():
-        for scopes in (*SCOPES, "all"):
-            response = await ask(gateway, method, path, bearer(keys[scopes]))
-            assert (response.status_code == 403) == (scopes not in {needed, "all"}), (method, path, scopes)
-            assert response.status_code != 401, (method, path)
+    for name, scopes in (*((scope, {scope}) for scope in SCOPES), ("all", set(SCOPES))):
+        statuses = {
+            (method, path): (await ask(gateway, method, path, bearer(keys[name]))).status_code
+            for method, path in NEEDED
+        }
+        assert_every_route_was_asked(statuses)
+        assert {route for route, status in statuses.items() if status != 403} == opened_by(scopes), name
+        assert 401 not in statuses.values()
 
 
 @pytest.mark.parametrize("scopes", ["admin.x", "xpredict", "predictx", "predict.ops", "predict:ops", "o-ps"])
 async def test_a_scope_that_only_looks_like_one_opens_nothing(gateway: GatewayUnderTest, scopes: str) -> None:
-    for method, path in NEEDED:
-        assert (await ask(gateway, method, path, gateway.bearer(scopes))).status_code == 403
+    statuses = {
+        (method, path): (await ask(gateway, method, path, gateway.bearer(scopes))).status_code
+        for method, path in NEEDED
+    }
+    assert_every_route_was_asked(statuses)
+    assert set(statuses.values()) == {403}
 
 
 async def test_metrics_open_by_setting_alone(make_gateway: MakeGateway) -> None:
@@ -152,6 +181,7 @@ async def test_a_model_outside_of_a_principal_s_list_does_not_exist_for_it(gatew
             unknown = await gateway.client.request(method, path.replace("{model}", "nobody_s"), headers=headers)
             assert unknown.status_code == 404
             assert exists or unknown.content == (await ask(gateway, method, path, headers)).content
+        assert len(MODEL_ROUTES) >= 8
         stats = (await ask(gateway, "GET", "/v2/models/stats", headers)).json()["model_stats"]
         assert bool(stats) is exists
         predicted = await predict(gateway, headers)
