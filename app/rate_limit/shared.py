@@ -44,16 +44,16 @@ local limit, cost, window = tonumber(ARGV[1]), tonumber(ARGV[2]), {WINDOW_S}
 local clock = redis.call('TIME')
 local now, ms = tonumber(clock[1]), math.floor(clock[2] / 1000)
 local spent, used, early, dropped = {{}}, 0, 0, {{}}
+local find = string.find
 
 local fields = redis.pcall('HGETALL', KEYS[1])
 local is_ours = not fields.err
 for i = 1, #fields, 2 do
-    local second, amount = fields[i], fields[i + 1]
-    if not (second:find('^%d+$') and amount:find('^%d+$') and #second < 16 and #amount < 17) then
+    local second, amount = tonumber(fields[i]), tonumber(fields[i + 1])
+    if not (second and second < 1e15 and amount and amount < 1e15) or find(fields[i + 1], '%D') then
         is_ours = false
         break
     end
-    second, amount = tonumber(second), tonumber(amount)
     if second > now - window - 1 and second <= now then
         spent[second] = amount
         used = used + amount
@@ -89,7 +89,7 @@ for second = now - window, now do
             wait_ms = left_ms
         end
         left = left - spent[second]
-        told[#told + 1] = string.format('%d:%.0f', left_ms, spent[second])
+        told[#told + 1] = left_ms .. ':' .. spent[second]
     end
 end
 return {{admitted and 1 or 0, used, wait_ms, table.concat(told, ',')}}
