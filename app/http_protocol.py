@@ -87,7 +87,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection when what is under way is answered; one that is new may send its first request yet."""
-        if self.cycle is None and not self.transport.is_closing():
+        is_new = self.cycle is None  # whatever its annotation says
+        if is_new and not self.transport.is_closing():
             self.loop.call_later(_FIRST_REQUEST_S, super().shutdown)
         else:
             super().shutdown()
