@@ -120,6 +120,15 @@ async def test_the_share_outlives_a_restart(settings: Settings) -> None:
     assert await served_by(None) == "0.25"
 
 
+async def test_without_redis_a_new_worker_follows_what_the_old_one_is_still_told(settings: Settings) -> None:
+    old, new = (create_app(settings, backends=[FakeBackend("ray_serve"), FakeBackend("legacy")]) for _ in range(2))
+    async with old.router.lifespan_context(old), new.router.lifespan_context(new):
+        await old.state.gateway.rollout.set_fraction(0.25, "ann")
+        async with asyncio.timeout(5):
+            while new.state.gateway.rollout.fraction() != 0.25:
+                await asyncio.sleep(0.02)
+
+
 async def test_a_broken_state_file_is_said_and_not_overwritten(settings: Settings) -> None:
     settings.state_dir.mkdir(mode=0o700)
     (settings.state_dir / "rollout.json").write_text("{")
