@@ -26,6 +26,7 @@ from uvicorn.supervisors.multiprocess import Process
 
 from app.http_protocol import HttpProtocol
 from app.observability.logs import LineWriter, logging_to
+from app.observability.metric_files import forget_worker
 from app.parent import end_with_parent
 from app.settings import Settings
 
@@ -77,9 +78,12 @@ class Supervisor(Multiprocess):
     that was set, since limits and shares are divided by it.
     """
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], *, end_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], *, end_timeout_s: float, metrics_folder: Path | None
+    ) -> None:
         super().__init__(config, sockets)
         self._end_timeout_s = end_timeout_s
+        self._metrics_folder = metrics_folder
         self._leaving: list[Process] = []
         self.should_exit = _Flag()  # type: ignore[assignment]  # what uvicorn uses of an event
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,6 +92,13 @@ class Supervisor(Multiprocess):
     def init_processes(self) -> None:
         super().init_processes()
         self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
+
+    def keep_subprocess_alive(self) -> None:
+        before = list(self.processes)
+        super().keep_subprocess_alive()
+        for process in before:
+            if process not in self.processes:
+                self._forget(process)
 
     def restart_all(self) -> None:
         """Replace one worker after another, each by one that is ready; the first that is not ends it."""
@@ -128,6 +139,12 @@ class Supervisor(Multiprocess):
                 _log.error("worker %s did not end in time and is killed", leaving.pid)
                 leaving.process.kill()
             leaving.process.join(_LOOK_S)
+        if not leaving.process.is_alive():
+            self._forget(leaving)
+
+    def _forget(self, ended: Process) -> None:
+        if self._metrics_folder is not None and ended.pid is not None:
+            forget_worker(self._metrics_folder, ended.pid)
 
     def _let_workers_wait(self, patience_s: float) -> None:
         assert isinstance(self.config.app, WorkerApp)
@@ -169,6 +186,7 @@ def serve(settings: Settings, listener: socket.socket, log_file: Path | None = N
             _config(settings, log_file),
             [listener],
             end_timeout_s=settings.drain_notice_ms / 1e3 + DRAIN_TIMEOUT_S + _END_GRACE_S,
+            metrics_folder=settings.multiproc_dir,
         )
         supervisor.run()
     failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
