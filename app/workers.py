@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import uvicorn
@@ -94,11 +95,35 @@ class Supervisor(Multiprocess):
         self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
 
     def keep_subprocess_alive(self) -> None:
-        before = list(self.processes)
-        super().keep_subprocess_alive()
-        for process in before:
-            if process not in self.processes:
-                self._forget(process)
+        """Put another worker in the place of one that has ended, or hangs; none where workers cannot start at all."""
+        for index, process in enumerate(self.processes):
+            if self._answers(process) or self.should_exit.is_set():
+                continue
+            process.kill()
+            process.join()
+            self._forget(process)
+            if process.exitcode == STARTUP_FAILURE:
+                _log.error("a worker could not start; the next one would fare no better")
+                self.should_exit.set()
+                return
+            _log.warning("worker %s ended (%s); starting another", process.pid, process.exitcode)
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+    def _answers(self, process: Process) -> bool:
+        """Whether the worker lives and its threads run; one that dies while it is asked is noticed at once."""
+        if not process.process.is_alive():
+            return False
+        process.parent_conn.send(b"ping")
+        deadline = time.monotonic() + _HUNG_S
+        while time.monotonic() < deadline and not self.should_exit.is_set():
+            ready = wait([process.parent_conn, process.process.sentinel], _LOOK_S)
+            if process.parent_conn in ready:
+                process.parent_conn.recv()
+                return True
+            if ready:
+                return False
+        return False
 
     def restart_all(self) -> None:
         """Replace one worker after another, each by one that is ready; the first that is not ends it."""
