@@ -59,6 +59,9 @@ class ConstantBackend:
         windows = np.concatenate([part.windows for part in group.parts])
         return self._engine.predict(windows, group.options)
 
+    def is_ready(self, version: str | None = None) -> bool:
+        return True
+
     def status(self) -> BackendStatus:
         return BackendStatus(True, versions=frozenset({"0"}))
 

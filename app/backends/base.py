@@ -110,6 +110,9 @@ class Backend(Protocol):
             ServingError: One of its subclasses, never anything else. `DeadlineExceeded` at the deadline at the latest.
         """
 
+    def is_ready(self, version: str | None = None) -> bool:
+        """Whether an answer is to be expected now, from this version or the default one; cheap, for every call."""
+
     def status(self) -> BackendStatus:
         """The present state, from memory: no input or output."""
 

@@ -243,7 +243,7 @@ class Guarded:
             ServingError: As `predict`, for the default version.
         """
         self._probed_at = self._clock()
-        self._was_ready = self._backend.status().ready
+        self._was_ready = self._backend.is_ready()
         doubted = [version for version, breaker in self._by_version.items() if breaker.is_doubted]
         answer, *_ = await asyncio.gather(
             self._probe(self._breaker, call),
@@ -258,7 +258,7 @@ class Guarded:
         try:
             answer = await self._backend.predict(call)
         except ServingError as error:
-            if call.version is None and not self._backend.status().ready:
+            if call.version is None and not self._backend.is_ready():
                 breaker.open(NotReady.code)
             elif verdict_on(error, math.inf) is not Verdict.NOTHING:
                 breaker.fail_probe(error.code)
@@ -269,10 +269,16 @@ class Guarded:
     def wants_probe(self) -> bool:
         """Whether a probe should not wait for its turn: calls have failed, or the backend says that it is back."""
         self._breaker.tick()
-        if not self._was_ready and self._backend.status().ready:
+        if not self._was_ready and self._backend.is_ready():
             return True
         is_doubted = any(breaker.is_doubted for breaker in (self._breaker, *self._by_version.values()))
         return is_doubted and self._clock() - self._probed_at >= PROBE_PAUSE_S
+
+    def is_ready(self, version: str | None = None) -> bool:
+        """As the backend, and not while the breaker of what would answer is open."""
+        breaker = self._breaker if version is None else self._by_version.get(version)
+        is_open = breaker is not None and breaker.state is State.OPEN
+        return not is_open and self._backend.is_ready(version)
 
     def status(self) -> BackendStatus:
         """The backend's own status; not ready either while its breaker is open."""
@@ -289,7 +295,7 @@ class Guarded:
         verdict = verdict_on(error, budget_s)
         if call.version is not None and isinstance(error, NotReady):
             return  # refused at once: it is not there, or being loaded
-        if call.version is None and verdict is Verdict.FAILURE and not self._backend.status().ready:
+        if call.version is None and verdict is Verdict.FAILURE and not self._backend.is_ready():
             breaker.open(NotReady.code)
         else:
             breaker.fail(error.code, verdict)

@@ -89,6 +89,9 @@ class FakeBackend:
         stages_ms = {"queue": 0.0, "transport": 0.0, "batch": 0.0, "model": 0.0}
         return Answer(prediction, stages_ms, ((len(call.windows), len(call.windows)),))
 
+    def is_ready(self, version: str | None = None) -> bool:
+        return self.ready
+
     def status(self) -> BackendStatus:
         if not self.ready:
             return BackendStatus(False, "not-ready", versions=None)

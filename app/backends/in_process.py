@@ -220,6 +220,9 @@ class InProcessBackend:
         with self._cache.using(version):
             return await self._coalescer.predict(call)
 
+    def is_ready(self, version: str | None = None) -> bool:
+        return self._default is not None and (version is None or version in self._cache)
+
     def status(self) -> BackendStatus:
         versions = None if self._default is None else frozenset(self._cache.versions)
         return BackendStatus(self._default is not None, self._reason, self._describe(), versions)

@@ -137,6 +137,9 @@ class RayServeBackend:
         replicas = self._bridge.apps[app]["replicas"]
         return await self._coalescer(app, replicas=replicas).predict(call)
 
+    def is_ready(self, version: str | None = None) -> bool:
+        return self._obstacle(self._app(version)) == "ok"
+
     def status(self) -> BackendStatus:
         reason = self._obstacle(self._app_name)
         detail: dict[str, Any] = {"starts": self._starts, "bridge": None, "apps": {}}

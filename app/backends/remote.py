@@ -133,6 +133,9 @@ class RemoteBackend:
         self._reason = "ok"  # from now on its breaker tells
         return answer
 
+    def is_ready(self, version: str | None = None) -> bool:
+        return self._reason == "ok" and version is None
+
     def status(self) -> BackendStatus:
         return BackendStatus(self._reason == "ok", self._reason, self._describe())
 

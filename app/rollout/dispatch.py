@@ -13,7 +13,7 @@ from serve_app.contract import InvalidWindows, ModelNotFound, NotReady, Overload
 CANARY = "ray_serve"
 STABLE = "legacy"
 
-# While there is a fallback, Ray Serve may use this much of the time left; the rest is legacy's to answer in.
+# While a fallback is ready, Ray Serve may use this much of the time left; the rest is legacy's to answer in.
 _CANARY_BUDGET = 0.7
 
 # What legacy is not asked to make good: bad input, which it would refuse as well, and our own shedding, where more
@@ -75,15 +75,21 @@ class Dispatcher:
         backend = self._choose(subject, arms)
         if backend != CANARY or STABLE not in arms:
             return Served(await self._ask(backend, call), Arm(backend, call.version))
-        now = self._clock()
-        deadline = now + _CANARY_BUDGET * (call.deadline - now)
-        canary_call = replace(call, deadline=deadline, has_fallback=True)
+        # A legacy that still loads, or is left alone because it fails, is nothing to keep time for.
+        is_fallback_ready = self._backends[STABLE].is_ready(call.version)
+        canary_call = self._with_time_to_fall_back(call) if is_fallback_ready else call
         try:
             return Served(await self._ask(backend, canary_call), Arm(backend, call.version))
         except _FINAL:
             raise
         except ServingError as error:
+            if self._clock() >= call.deadline:
+                raise
             return Served(await self._ask(STABLE, call), Arm(STABLE, call.version), fallback=error.code)
+
+    def _with_time_to_fall_back(self, call: Call) -> Call:
+        now = self._clock()
+        return replace(call, deadline=now + _CANARY_BUDGET * (call.deadline - now), has_fallback=True)
 
     def versions(self) -> list[str]:
         """Model versions that some arm serves now, sorted."""

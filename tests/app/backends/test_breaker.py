@@ -174,6 +174,17 @@ async def test_readiness_follows_the_breaker(rig: Rig) -> None:
     assert rig.arm.status().ready
 
 
+async def test_an_arm_is_no_fallback_while_the_breaker_of_what_would_answer_is_open(rig: Rig) -> None:
+    await rig.fail(ReplicaLost(), version="7")
+    assert (rig.arm.is_ready(), rig.arm.is_ready("7"), rig.arm.is_ready("8")) == (True, False, True)
+    await rig.open()
+    assert not rig.arm.is_ready()
+    await rig.probe()
+    assert rig.arm.is_ready()
+    rig.inner.ready = False
+    assert not rig.arm.is_ready()
+
+
 async def test_only_a_probe_brings_an_open_arm_back(rig: Rig) -> None:
     await rig.open()
     rig.now += 60

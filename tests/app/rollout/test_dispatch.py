@@ -74,6 +74,22 @@ async def test_ray_serve_gets_seven_tenths_of_the_time_and_legacy_the_rest(rig: 
     assert [call.has_fallback for call in rig.ray.calls + rig.legacy.calls] == [True, False]
 
 
+async def test_while_legacy_is_not_ready_the_whole_time_is_ray_serves(rig: Rig) -> None:
+    rig.legacy.ready = False
+    assert (await rig.ask()).arm == Arm("ray_serve")
+    assert (rig.ray.calls[0].deadline, rig.ray.calls[0].has_fallback) == (102.0, False)
+
+
+async def test_a_legacy_that_became_ready_meanwhile_answers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail_late(call: Call) -> Answer:
+        rig.legacy.ready = True
+        raise ReplicaLost
+
+    rig.legacy.ready = False
+    monkeypatch.setattr(rig.ray, "predict", fail_late)
+    assert (await rig.ask()).arm == Arm("legacy")
+
+
 @pytest.mark.parametrize(("names", "route_to"), [(("ray_serve",), None), ((), "ray_serve")])
 async def test_without_a_fallback_the_whole_time_is_ray_serves(names: tuple[str, ...], route_to: str | None) -> None:
     rig = Rig(*names)
