@@ -187,3 +187,35 @@ def test_a_refusal_by_the_rate_speaks_the_protocol_of_its_path(strict: EdgeProce
     assert 429 in statuses
     said = [strict.say(CLOSING.replace(b"/health", b"/v2/open"), "127.0.0.24").data for _ in range(3)]
     assert any(json.loads(data.partition(b"\r\n\r\n")[2]).keys() == {"error"} for data in said)
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "status", "source"),
+    [
+        ("/nothing", HOST, 404, "127.0.2.1"),
+        ("/rollout", HOST, 404, "127.0.2.2"),
+        ("/health%2e", HOST, 404, "127.0.2.3"),
+        ("/v2//open", HOST, 400, "127.0.2.4"),
+        ("/v2/" + "a" * 8000, HOST, 414, "127.0.2.5"),
+        ("/health", "other.test", 421, "127.0.2.6"),
+    ],
+    ids=["no route", "an operator's route", "an escape", "an empty segment", "a long target", "another host"],
+)
+def test_what_the_edge_refuses_counts_as_what_it_passes_on(
+    strict: EdgeProcess, path: str, host: str, status: int, source: str
+) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    said = [strict.say(request, source) for _ in range(20)]
+    statuses = [code for each in said for code in each.statuses]
+    assert statuses[:5] == [status] * 5
+    assert statuses.count(429) > 5
+    assert set(statuses) == {status, 429}
+    assert all(each.ended for each in said)  # nothing more is read there, whatever the answer
+    assert statuses_of(strict, 1, source) == [429]
+
+
+def test_refusals_over_one_connection_of_http2_are_limited(strict: EdgeProcess) -> None:
+    with Http2(strict, "127.0.0.25") as client:
+        statuses = [client.ask([*GET[:3], (":path", "/nothing")]) for _ in range(30)]
+    assert statuses.count(429) > 15
+    assert set(statuses) == {404, 429}
