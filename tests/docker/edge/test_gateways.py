@@ -113,14 +113,22 @@ def test_the_edge_lets_go_of_an_idle_gateway_within_the_notice_that_one_gives(re
         wait_until(lambda: recorder.n_open == before, 5, "the edge to let go of its idle connection")
 
 
+def n_predictions(edge: EdgeProcess) -> int:
+    return sum(line["path"] == "/ray-serve/predict" for line in edge.log_lines())
+
+
 def test_a_reload_loses_no_request(front: EdgeProcess, gateway: GatewayProcess) -> None:
-    with Load(front, gateway.headers()) as load:
+    """A request may meet the end of its idle connection: then no worker has seen it, and its client may send it again."""
+    before = n_predictions(front)
+    with Load(front, gateway.headers(), sends_again=True) as load:
         for _ in range(3):
             time.sleep(0.7)
             front.reload()
         time.sleep(0.7)
     assert set(load.counts()) == {"200"}
     assert load.counts()["200"] > 50
+    assert load.n_sent_again <= 3 * 2  # once a reload for each client that keeps its connection
+    assert n_predictions(front) - before == load.counts()["200"]
 
 
 def test_what_was_begun_is_ended_before_the_edge_stops(recorder: Recorder) -> None:
