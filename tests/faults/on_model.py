@@ -179,7 +179,7 @@ def replica_runs_out_of_luck() -> Scenario:
     return Scenario(
         name="request-kills-replica",
         fault="every 100th forward pass ends its process, nobody else to answer",
-        promise="503 or 504 while both replicas are away, for they count their passes alike; 200 within 10 s of the cure",
+        promise="503 or 504 while both are away, for they count their passes alike; 200 within 10 s of the cure",
         stage=faulty(),
         streams=desks(20),
         seconds=15.0,
