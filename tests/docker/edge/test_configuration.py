@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from app.settings import Settings
 from tests.docker.edge.process import FILES, USER, EdgeProcess, make_certificate
+from tests.integration.composed import read_compose
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +32,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def check(folder: Path, *, as_root: bool = False, **settings: str) -> subprocess.CompletedProcess[str]:
+def check(
+    folder: Path, *, as_root: bool = False, arguments: Sequence[str] = ("--check",), **settings: str
+) -> subprocess.CompletedProcess[str]:
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "EDGE_RUN": str(folder / "run"),
@@ -43,7 +46,7 @@ def check(folder: Path, *, as_root: bool = False, **settings: str) -> subprocess
     }
     user = {"user": USER, "group": USER, "extra_groups": []} if os.geteuid() == 0 and not as_root else {}
     return subprocess.run(
-        [folder / "etc" / "start", "--check"],
+        [folder / "etc" / "start", *arguments],
         env=environment,
         cwd="/",
         capture_output=True,
@@ -63,7 +66,7 @@ def test_the_shipped_configuration_is_taken_without_a_warning(folder: Path) -> N
     "promise",
     [
         "client_header_timeout 5s;",
-        "client_body_timeout 10s;",
+        "client_body_timeout 2s;",
         "send_timeout 10s;",
         "keepalive_timeout 60s;",
         "keepalive_timeout 4s;",
@@ -117,6 +120,11 @@ def test_no_name_is_left_unfilled(folder: Path) -> None:
         ("EDGE_GATEWAYS", "http://gateway:8000"),
         ("EDGE_GATEWAYS", "gateway"),
         ("EDGE_OPS_NETWORKS", "everybody"),
+        ("EDGE_OPS_NETWORKS", "1.2.3"),
+        ("EDGE_OPS_NETWORKS", "10.0.0.0/8 1.2.3.256"),
+        ("EDGE_OPS_NETWORKS", "10.0.0.0/33"),
+        ("EDGE_OPS_NETWORKS", "abcd"),
+        ("EDGE_OPS_NETWORKS", "2001:db8::/129"),
         ("EDGE_MAX_BODY_BYTES", "0"),
         ("EDGE_MAX_BODY_BYTES", "1m"),
         ("EDGE_HEADER_TIMEOUT_S", "-1"),
@@ -130,6 +138,40 @@ def test_a_setting_of_another_form_ends_the_start_with_its_name(folder: Path, na
     assert result.returncode == 78
     assert result.stderr.startswith(f"edge: {name} ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "networks", ["none", "10.0.0.0/8 10.1.2.3", "2001:db8::/32 ::1 fe80::1:2/128", "192.0.2.255/32", "1:2:3:4:5:6:7:8"]
+)
+def test_networks_of_operators_are_taken(folder: Path, networks: str) -> None:
+    result = check(folder, EDGE_OPS_NETWORKS=networks)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"EDGE_OPS_NETWORKS": "1::2::3"}, {"EDGE_ALIVE_PORT": "70000"}, {"EDGE_KEY": "/nowhere/edge.key"}]
+)
+@pytest.mark.parametrize("arguments", [["--check"], []], ids=["checked", "started"])
+def test_what_nginx_does_not_take_ends_the_start_too(folder: Path, wrong: dict[str, str], arguments: list[str]) -> None:
+    result = check(folder, arguments=arguments, **wrong)
+    assert result.returncode == 78
+    assert result.stderr.endswith("edge: nginx does not take these settings\n")
+
+
+def test_the_edges_temporary_files_have_room_for_several_addresses(folder: Path) -> None:
+    service = read_compose()["services"]["edge"]
+    (mount,) = service["tmpfs"]
+    size = re.search(r"size=(\d+)m", mount)
+    assert size is not None
+    check(folder)
+    configuration = (folder / "run" / "nginx.conf").read_text()
+    connections, body_bytes = (
+        int(found[1])
+        for name in ("limit_conn requests_at_once", "client_max_body_size")
+        if (found := re.search(rf"{name} (\d+);", configuration))
+    )
+    assert int(size[1]) << 20 >= 8 * connections * body_bytes
+    assert service["mem_limit"] == "1g"  # the files are memory, too
 
 
 @pytest.mark.parametrize("user", ["root"] if os.geteuid() == 0 else [])

@@ -118,7 +118,7 @@ def n_predictions(edge: EdgeProcess) -> int:
 
 
 def test_a_reload_loses_no_request(front: EdgeProcess, gateway: GatewayProcess) -> None:
-    """A request may meet the end of its idle connection: then no worker has seen it, and its client may send it again."""
+    """One may meet the end of its idle connection: then no worker has seen it, and its client may send it again."""
     before = n_predictions(front)
     with Load(front, gateway.headers(), sends_again=True) as load:
         for _ in range(3):
