@@ -3,13 +3,20 @@
 #
 #     docker/edge/make-certificate.sh FOLDER [NAME_OR_ADDRESS …]        default: localhost 127.0.0.1
 #
-# FOLDER gets edge.key, edge.crt and edge_ca.crt, which clients are told to believe; what is there stays as it is.
+# FOLDER gets edge.key, edge.crt and edge_ca.crt, which clients are told to believe. What is there stays as it is, until
+# less than a day is left of it; then what was made here is made anew, and what was not is left to its owner.
 set -eu
 umask 077
 
 folder=$1
 shift
-[ ! -e "$folder/edge.crt" ] || exit 0
+if [ -e "$folder/edge.crt" ]; then
+    ! openssl x509 -in "$folder/edge.crt" -noout -checkend 86400 >/dev/null || exit 0
+    openssl x509 -in "$folder/edge.crt" -noout -issuer -nameopt RFC2253 | grep -Fqx "issuer=CN=Sluice development" || {
+        echo "$folder/edge.crt has expired, or will within a day, and was not made here" >&2
+        exit 1
+    }
+fi
 [ $# -gt 0 ] || set -- localhost 127.0.0.1
 
 names=
@@ -47,6 +54,6 @@ openssl x509 -req -in "$work/edge.csr" -CA "$work/edge_ca.crt" -CAkey "$work/ca.
 for file in edge_ca.crt edge.key edge.crt; do # the certificate last: it says that all is there
     chmod 0400 "$work/$file"
     [ "$file" != edge_ca.crt ] || chmod 0444 "$work/$file"
-    mv "$work/$file" "$folder/$file"
+    mv -f "$work/$file" "$folder/$file"
     echo "made $folder/$file" >&2
 done

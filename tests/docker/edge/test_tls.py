@@ -7,11 +7,13 @@ import socket
 import ssl
 import subprocess
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from tests.docker.edge.process import HOST, EdgeProcess, make_certificate
+from tests.docker.edge.process import FILES, HOST, EdgeProcess, make_certificate
 from tests.docker.edge.recorder import Recorder
 
 pytestmark = pytest.mark.integration
@@ -111,6 +113,34 @@ def test_the_development_script_makes_a_certificate_once(tmp_path: Path, edge: E
     make_certificate(tmp_path / "..")  # another authority's
     with pytest.raises(ssl.SSLCertVerificationError):
         _shake_in_memory(server, ssl.create_default_context(cafile=str(tmp_path.parent / "ca.crt")), HOST)
+
+
+def end_of(certificate: Path) -> datetime:
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+
+
+def make_it_expire(folder: Path, issuer: str) -> None:
+    """Replace edge.crt by one of this issuer that ends within the day for which one is kept."""
+    command = ["openssl", "req", "-x509", "-key", folder / "edge.key", "-subj", f"/CN={issuer}", "-days", "1"]
+    made = subprocess.run(command, check=True, capture_output=True).stdout
+    (folder / "edge.crt").unlink()
+    (folder / "edge.crt").write_bytes(made)
+
+
+def test_a_certificate_that_expires_is_renewed_if_it_was_made_here(tmp_path: Path) -> None:
+    script = FILES / "make-certificate.sh"
+    subprocess.run([script, tmp_path, HOST], check=True, capture_output=True)
+    year = end_of(tmp_path / "edge.crt")
+    make_it_expire(tmp_path, "Somebody else")
+    theirs = (tmp_path / "edge.crt").read_bytes()
+    refused = subprocess.run([script, tmp_path, HOST], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "was not made here" in refused.stderr
+    assert (tmp_path / "edge.crt").read_bytes() == theirs
+    make_it_expire(tmp_path, "Sluice development")
+    subprocess.run([script, tmp_path, HOST], check=True, capture_output=True)
+    assert end_of(tmp_path / "edge.crt") >= year
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tmp_path / "edge.crt", tmp_path / "edge.key")
 
 
 def _shake_in_memory(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bool:
