@@ -125,6 +125,14 @@ def test_every_ray_node_shares_serves_settings_and_asks_for_the_token() -> None:
         assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in node["environment"]
 
 
+def test_redis_refuses_to_write_before_its_container_is_full() -> None:
+    options = dict(zip(SERVICES["redis"]["command"], SERVICES["redis"]["command"][1:], strict=False))
+    assert options["--maxmemory-policy"] == "noeviction"  # what was lost would be a limit that was never reached
+    sizes = [int(size.lower().removesuffix("b").removesuffix("m")) for size in (options["--maxmemory"], "256m")]
+    assert SERVICES["redis"]["mem_limit"] == "256m"
+    assert sizes[0] <= 0.8 * sizes[1]
+
+
 def test_secrets_are_random_closed_and_made_once(tmp_path: Path) -> None:
     script = ROOT / "docker" / "make-secrets.sh"
     subprocess.run([script, tmp_path], check=True, capture_output=True)
