@@ -2,7 +2,8 @@
 
 A third sends headers that never end, a third bodies that never end, a third asks much and reads almost nothing. Who
 loses the connection makes a new one at once. They come from many loopback addresses, so that no cap on one of them
-makes the attack smaller. A line on standard output tells once a second how many connections are held.
+makes the attack smaller. A line on standard output tells once a second how many connections are held, and when: by
+the monotonic clock, which is the same for all processes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -56,7 +58,7 @@ class SlowClients:
                 group.create_task(self._hold(source_of(number), act))
             while True:
                 await asyncio.sleep(1)
-                print(json.dumps({"held": self.n_held, "lost": self.n_lost}), flush=True)
+                print(json.dumps({"at": time.monotonic(), "held": self.n_held, "lost": self.n_lost}), flush=True)
 
     async def _hold(
         self, source: str, act: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
