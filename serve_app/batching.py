@@ -65,6 +65,10 @@ class _Job:
                 replace(joined, model_time_ms=answer.model_time_ms, batch_wait_ms=answer.batch_wait_ms)
             )
 
+    def expire(self, now: float) -> None:
+        if self.deadline <= now:
+            self.fail(DeadlineExceeded("the deadline passed before the model was free"))
+
     def fail(self, error: Exception) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)
@@ -183,11 +187,15 @@ class DrainQueue:
                 self._running_windows = sum(len(part.windows) for part in batch)
                 await self._answer(batch)
                 self._running_windows = 0
-                self._progress_at = self._clock()
                 self._update_load()
-                await asyncio.sleep(0)  # answers leave before the next batch, which may run on this very loop
+                await self._breathe()
         finally:
             self._draining = None
+
+    async def _breathe(self) -> None:
+        """A forward pass is over: answers and health checks go before the next, which may run on this very loop."""
+        self._progress_at = self._clock()
+        await asyncio.sleep(0)
 
     def _take(self) -> list[_Slice]:
         """The next batch: the oldest call, and from the others that fit it as many windows as there is room for."""
@@ -206,8 +214,7 @@ class DrainQueue:
     def _drop_expired(self) -> None:
         now = self._clock()
         for job in self._jobs:
-            if job.deadline <= now:
-                job.fail(DeadlineExceeded("the deadline passed before the model was free"))
+            job.expire(now)
         self._jobs = deque(job for job in self._jobs if not job.outcome.done())
 
     async def _answer(self, batch: list[_Slice]) -> None:
@@ -242,7 +249,10 @@ class DrainQueue:
         """After a batch has failed: once more by single calls, so that a bad one fails alone."""
         if len(batch) > 1:
             for part in batch:
-                await self._answer([part])
+                await self._breathe()
+                part.job.expire(self._clock())
+                if not part.job.outcome.done():
+                    await self._answer([part])
             return
         logger.exception("the forward pass failed on %d windows", len(batch[0].windows))
         batch[0].job.fail(ModelFailed("the model failed on these windows"))

@@ -368,3 +368,34 @@ async def test_on_the_loop_too_a_bad_call_fails_alone(inline_queue: DrainQueue, 
     answers = await asyncio.gather(caller.send(1), caller.send(POISON), return_exceptions=True)
     assert [type(answer) for answer in answers] == [Prediction, ModelFailed]
     assert model.batches == [[1, POISON], [1], [POISON]]
+
+
+class FailingModel(TimedModel):
+    """Fails on every batch, after ten seconds of the clock for each window."""
+
+    def predict(self, windows: FloatArray, options: Options) -> Prediction:
+        self.clock.now += 10.0 * len(windows)
+        self.batches.append(windows[:, 0, 0].tolist())
+        raise RuntimeError("broken")
+
+
+async def test_while_a_failed_batch_runs_singly_others_get_their_turn_and_progress_shows(clock: FakeClock) -> None:
+    queue = DrainQueue(max_batch_windows=8, max_queue_windows=32, inline_windows=8, clock=clock)
+    caller, seen = Caller(queue, model := FailingModel(clock)), set()
+    calls = [caller.send(value) for value in range(4)]
+    while not all(call.done() for call in calls):
+        await asyncio.sleep(0)
+        seen.add(len(model.batches))
+        assert queue.stalled_s < 40.0
+    assert seen >= {1, 2, 3, 4, 5}
+    queue.close()
+
+
+async def test_after_a_failed_batch_nothing_is_run_for_who_no_longer_waits(clock: FakeClock) -> None:
+    queue = DrainQueue(max_batch_windows=8, max_queue_windows=32, inline_windows=8, clock=clock)
+    caller = Caller(queue, model := FailingModel(clock))
+    calls = [caller.send(value, deadline=deadline) for value, deadline in ((0, FAR), (1, 135.0), (2, FAR))]
+    failures = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [ModelFailed, DeadlineExceeded, ModelFailed]
+    assert model.batches == [[0, 1, 2], [0], [2]]
+    queue.close()
