@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serve_app.contract import FloatArray, Options, Prediction
+from serve_app.contract import DeadlineExceeded, FloatArray, Options, Prediction
 
 # Most windows of one call; every backend has room for as many to wait.
 MAX_CALL_WINDOWS = 1024
+
+# A caller in a greater hurry than this proves nothing by giving up.
+FAIR_BUDGET_S = 0.5
+
+
+class ExpiredInQueue(DeadlineExceeded):
+    """The deadline passed before anything was sent: this says how busy we are, and nothing of the arm."""
 
 
 @dataclass(frozen=True, slots=True)

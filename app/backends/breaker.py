@@ -20,7 +20,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
-from app.backends.base import Answer, Backend, BackendStatus, Call
+from app.backends.base import FAIR_BUDGET_S, Answer, Backend, BackendStatus, Call, ExpiredInQueue
 from serve_app.contract import (
     ERRORS_BY_CODE,
     DeadlineExceeded,
@@ -37,7 +37,6 @@ from serve_app.contract import (
 
 FAILURES_UNTIL_OPEN = 3
 SILENCE_S = 0.25  # a part of an arm may fail while the rest answers: only an arm that answers nobody is left alone
-FAIR_BUDGET_S = 0.5  # a caller in a greater hurry than this proves nothing by giving up
 PROBE_PAUSE_S = 0.5  # between probes that calls give a reason for
 
 STEPS = (0.1, 0.25, 0.5)
@@ -63,7 +62,7 @@ class Verdict(Enum):
 
 
 # The caller's own fault, and our own shedding.
-_NOTHING = (InvalidWindows, ModelNotFound, Overloaded)
+_NOTHING = (InvalidWindows, ModelNotFound, Overloaded, ExpiredInQueue)
 # The arm answered, though nothing of use. That may be due to the caller's windows, or to how many they are, and a
 # stranger must not be able to take the arm from everybody else: a probe, with one good window, tells whether it is the
 # arm.

@@ -35,6 +35,7 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
+from app.backends.base import FAIR_BUDGET_S
 from app.backends.frames import Frame, FrameConnection, FrameError, Kind, Predict
 from serve_app.contract import (
     DeadlineExceeded,
@@ -115,7 +116,6 @@ class Liveness:
     BLIND_LIMIT_S = 5.0
     SILENT_LIMIT_S = 10.0
     SILENT_CALLS = 5
-    FAIR_BUDGET_S = 0.5  # a caller in a greater hurry than this proves nothing by timing out
 
     def __init__(self, now: float) -> None:
         self._blind_since: float | None = None
@@ -136,7 +136,7 @@ class Liveness:
         self._unanswered = 0
 
     def unanswered(self, budget_s: float) -> None:
-        if budget_s >= self.FAIR_BUDGET_S:
+        if budget_s >= FAIR_BUDGET_S:
             self._unanswered += 1
 
     def verdict(self, now: float) -> str | None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from app.backends.base import Answer, Call
+from app.backends.base import Answer, Call, ExpiredInQueue
 from app.backends.waiting import FairQueue
 from serve_app.contract import (
     DeadlineExceeded,
@@ -347,7 +347,9 @@ class _Caller:
             self.answer.exception()  # counts as seen: a caller who is cancelled this very moment never looks
 
     def expire(self) -> None:
-        self.fail(DeadlineExceeded("the deadline passed before there was an answer"))
+        was_sent = any(part._flight is not None for part in self.parts)
+        kind = DeadlineExceeded if was_sent else ExpiredInQueue
+        self.fail(kind("the deadline passed before there was an answer"))
 
     def deliver(self, part: Part, prediction: Prediction, group_windows: int, sent: float, now: float) -> None:
         part._prediction, part._group_windows = prediction, group_windows

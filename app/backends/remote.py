@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 import orjson
 
-from app.backends.base import MAX_CALL_WINDOWS, Answer, BackendStatus, Call
+from app.backends.base import MAX_CALL_WINDOWS, Answer, BackendStatus, Call, ExpiredInQueue
 from app.backends.coalesce import Coalescer, Group
 from serve_app.contract import (
     CLASSES,
@@ -39,6 +39,7 @@ from serve_app.contract import (
     ModelOutputInvalid,
     NotReady,
     Options,
+    Overloaded,
     Prediction,
     ReplicaLost,
     ServingError,
@@ -152,6 +153,8 @@ class RemoteBackend:
             return await self._coalescer.predict(call)
         try:
             return await self._coalescer.predict(replace(call, deadline=limit))
+        except ExpiredInQueue:
+            raise Overloaded("too many windows wait for the remote service") from None
         except DeadlineExceeded:
             raise Unavailable("the remote service did not answer in time") from None
 

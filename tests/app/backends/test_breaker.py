@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.backends.base import Answer, BackendStatus, Call
+from app.backends.base import Answer, BackendStatus, Call, ExpiredInQueue
 from app.backends.breaker import MAX_VERSIONS, PROBE_PAUSE_S, STEP_S, Guarded, State
 from app.backends.fake import FakeBackend
 from serve_app.contract import (
@@ -110,7 +110,7 @@ async def test_an_arm_of_which_a_part_answers_is_not_left_alone(rig: Rig) -> Non
     assert rig.state == "open"
 
 
-@pytest.mark.parametrize("error", [Overloaded(), InvalidWindows(), ModelNotFound()])
+@pytest.mark.parametrize("error", [Overloaded(), ExpiredInQueue(), InvalidWindows(), ModelNotFound()])
 async def test_our_own_shedding_and_the_callers_faults_say_nothing(rig: Rig, error: ServingError) -> None:
     await rig.fail(error, 20)
     assert rig.state == "closed"

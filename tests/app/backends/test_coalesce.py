@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.backends.base import ExpiredInQueue
 from app.backends.coalesce import Coalescer
 from serve_app.contract import (
     DeadlineExceeded,
@@ -275,10 +276,12 @@ def test_a_waiting_caller_is_released_at_its_deadline_and_never_sent() -> None:
         await loop.advance(0.999)
         assert not late.done()
         await loop.advance(0.002)
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(ExpiredInQueue):
             await late
-        send.answer(0)
-        await first
+        await loop.advance(9.0)
+        with pytest.raises(DeadlineExceeded) as told:
+            await first
+        assert type(told.value) is DeadlineExceeded
         assert send.marks == [[1]]
         assert subject.is_idle
 
