@@ -113,7 +113,7 @@ class Liveness:
         now: Seconds on the monotonic clock.
     """
 
-    BLIND_LIMIT_S = 5.0
+    BLIND_LIMIT_S = 12.0  # of two probes of an idle gateway, one may be late
     SILENT_LIMIT_S = 10.0
     SILENT_CALLS = 5
 
@@ -224,12 +224,17 @@ class Cluster:
         Raises:
             Exception: What Ray or the replica raises; `meaning` translates it.
         """
+        if predict.app not in self._answering:
+            raise NotReady("there is no such application")
         budget_s = predict.deadline - time.monotonic()
         try:
             async with asyncio.timeout(budget_s):
                 packed = await self._predict_once(predict, windows)
         except RayActorError:
             self._lose_replica(predict.app)
+            raise
+        except ServingError:  # a refusal is an answer, too
+            self.liveness.answered(time.monotonic())
             raise
         except (TimeoutError, DeploymentUnavailableError):
             self.liveness.unanswered(budget_s)
@@ -242,8 +247,6 @@ class Cluster:
         return packed
 
     async def _predict_once(self, predict: Predict, windows: bytes) -> bytes:
-        if predict.app not in self._answering:
-            raise NotReady("there is no such application")
         budget_s = predict.deadline - time.monotonic()
         predict_packed = self._answering[predict.app]
         packed: bytes = await _call(predict_packed, windows, tuple(predict.options), budget_s, len(predict.passengers))

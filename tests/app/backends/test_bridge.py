@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 
 from app.backends.bridge import Cluster, Liveness, meaning
+from app.backends.frames import Predict
 from serve_app.contract import (
     DeadlineExceeded,
     ModelFailed,
@@ -27,17 +29,17 @@ def blind_from(now: float) -> Liveness:
     return liveness
 
 
-def test_blind_and_unanswered_for_five_seconds_is_stranded() -> None:
+def test_blind_and_unanswered_for_longer_than_two_probes_take_is_stranded() -> None:
     liveness = blind_from(100.0)
-    assert liveness.verdict(104.9) is None
-    assert liveness.verdict(105.0) is not None
+    assert liveness.verdict(111.9) is None
+    assert liveness.verdict(112.0) is not None
 
 
 def test_blind_while_replicas_answer_is_not_stranded() -> None:
     liveness = blind_from(100.0)
     liveness.answered(160.0)
-    assert liveness.verdict(164.9) is None
-    assert liveness.verdict(165.0) is not None
+    assert liveness.verdict(171.9) is None
+    assert liveness.verdict(172.0) is not None
 
 
 def test_seeing_again_forgives() -> None:
@@ -140,3 +142,17 @@ async def test_with_its_only_replica_lost_an_application_must_answer_a_first_cal
         cluster._answering["app"] = object()
         cluster._lose_replica("app")
         assert ("app" in cluster._answering) is answers
+
+
+async def test_a_replica_that_refuses_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(predict: Predict, windows: bytes) -> bytes:
+        raise ModelFailed("the model failed on these windows")
+
+    cluster = Cluster("app")
+    cluster._answering["app"] = object()
+    cluster.liveness = Liveness(0.0)
+    monkeypatch.setattr(cluster, "_predict_once", refuse)
+    predict = SimpleNamespace(app="app", deadline=time.monotonic() + 10)
+    with pytest.raises(ModelFailed):
+        await cluster.predict(predict, b"")  # type: ignore[arg-type]
+    assert cluster.liveness._last_answer > 0.0
