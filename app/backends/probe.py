@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from app.backends.base import Answer, BackendStatus, Call
-from serve_app.contract import N_FEATURES, N_STEPS, NotReady, Options, ServingError
+from serve_app.contract import N_FEATURES, N_STEPS, NotReady, Options, Overloaded, ServingError
 from serve_app.health import Health, Outcome, combine, judge
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ class Prober:
     async def _check_for_ever(self, arm: Probed) -> None:
         while True:
             await self._check(arm)
-            answers = self._outcomes[arm.name][-1].error is None
+            outcomes = self._outcomes[arm.name]
+            answers = not outcomes or outcomes[-1].error is None
             await self._pause(arm, self._period_s if answers else min(self._period_s, IMPATIENT_PERIOD_S))
 
     async def _pause(self, arm: Probed, pause_s: float) -> None:
@@ -115,6 +116,8 @@ class Prober:
         error = None
         try:
             await arm.probe(call)
+        except Overloaded:
+            return  # our own shedding says nothing of the arm
         except ServingError as failure:
             error = failure.code
         except Exception:

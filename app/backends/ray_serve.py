@@ -268,6 +268,9 @@ class RayServeBackend:
                 end = f"exit code {await bridge.live()}"
             except OSError as error:
                 end = f"no start: {error.strerror}"
+            except Exception:
+                _log.exception("tending the bridge to Ray failed in an unforeseen way")
+                end = "unforeseen"
             finally:
                 self._bridge = None
             if bridge.joined_at is not None:
@@ -478,6 +481,6 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "REDIS_"))}
     environment = {**ours, **SERVE_ENV, "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_TIMEOUT_S), **extra}
     has_token = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
-    if has_token or Path("~/.ray/auth_token").expanduser().exists():
+    if has_token or Path(os.path.expanduser("~/.ray/auth_token")).exists():  # noqa: PTH111  # never raises, without a home
         environment.setdefault("RAY_AUTH_MODE", "token")  # given an address, Ray does not look for a token by itself
     return environment

@@ -10,7 +10,7 @@ import pytest
 from app.backends.breaker import Guarded
 from app.backends.fake import FakeBackend
 from app.backends.probe import Prober
-from serve_app.contract import NotReady, as_windows
+from serve_app.contract import NotReady, Overloaded, as_windows
 
 from .hand_driven import HandDrivenLoop, drive
 
@@ -177,5 +177,18 @@ def test_a_slow_arm_is_degraded(slow_s: float) -> None:
         report = subject.report()
         assert report["status"] == "degraded"
         assert report["latency_ms"] == pytest.approx(500.0)
+
+    drive(scenario)
+
+
+def test_a_probe_that_was_shed_is_no_outcome() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        backend = FakeBackend()
+        subject = prober(loop, backend)
+        await subject.check()
+        backend.error = Overloaded()
+        for _ in range(3):
+            await subject.check()
+        assert subject.report()["status"] == "healthy"
 
     drive(scenario)

@@ -249,3 +249,25 @@ def test_what_replicas_refused_is_told_with_how_many_did() -> None:
     rows = [{"app": "app", "rejected": refused}, {"app": "app", "rejected": refused}, {"app": "app", "rejected": None}]
     assert _rejected(rows) == [{"app": "app", **refused, "replicas": 2}]
     assert _rejected([{"app": "app"}]) == []
+
+
+def test_supervision_outlives_what_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(bridge: BridgeProcess) -> int:
+        raise RuntimeError("nobody foresaw this")
+
+    async def scenario(loop: HandDrivenLoop) -> None:
+        monkeypatch.setattr(BridgeProcess, "live", fail)
+        backend = RayServeBackend("127.0.0.1:1", clock=loop.time)
+        await backend.start()
+        for _ in range(5):
+            await loop.advance(3.0)
+        assert backend._starts > 2
+        await backend.stop()
+
+    drive(scenario)
+
+
+def test_a_user_without_a_home_gets_a_bridge_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)
+    assert _environment({"NAME": "value"})["NAME"] == "value"
