@@ -13,6 +13,7 @@ request path, and nobody needs to restart anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ STEPS = (0.1, 0.25, 0.5)
 STEP_S = 0.25
 
 MAX_VERSIONS = 32
+FORGOTTEN_S = 60.0  # a version that nobody has asked for so long is probed no more
 
 
 class State(Enum):
@@ -90,6 +92,7 @@ class Breaker:
         is_suspect: Something failed that only a probe can tell the meaning of.
         epoch: Counts the changes of state. What was sent in an earlier epoch says nothing of this one.
         openings: How often it opened.
+        asked_at: When a call last came for the version that it stands for.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Breaker:
         self.is_suspect = False
         self.epoch = 0
         self.openings = 0
+        self.asked_at = clock()
         self._failures = 0
         self._doubts = 0
         self._has_served = False
@@ -207,6 +211,7 @@ class Guarded:
         self._clock = clock
         self._breaker = Breaker(clock, lambda state, reason: on_change(self.name, state, reason))
         self._by_version: dict[str, Breaker] = {}
+        self._probing: dict[str, asyncio.Task[None]] = {}
         self._was_ready = False
         self._probed_at = -math.inf
 
@@ -214,6 +219,9 @@ class Guarded:
         await self._backend.start()
 
     async def stop(self) -> None:
+        for probing in self._probing.values():
+            probing.cancel()
+        await asyncio.gather(*self._probing.values(), return_exceptions=True)
         await self._backend.stop()
 
     async def predict(self, call: Call) -> Answer:
@@ -233,7 +241,7 @@ class Guarded:
         return answer
 
     async def probe(self, call: Call) -> Answer:
-        """Ask the backend whatever its breaker says, and tell the breaker; the same for versions that are in doubt.
+        """Ask the backend whatever its breaker says, and tell the breaker; doubtful versions are asked beside it.
 
         Args:
             call: One good window, for the default version.
@@ -243,15 +251,25 @@ class Guarded:
         """
         self._probed_at = self._clock()
         self._was_ready = self._backend.is_ready()
-        doubted = [version for version, breaker in self._by_version.items() if breaker.is_doubted]
-        answer, *_ = await asyncio.gather(
-            self._probe(self._breaker, call),
-            *(self._probe(self._by_version[version], replace(call, version=version)) for version in doubted),
-            return_exceptions=True,
-        )
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        self._forget_versions()
+        for version, breaker in self._by_version.items():
+            if breaker.is_doubted and version not in self._probing:
+                self._probing[version] = asyncio.create_task(self._probe_version(breaker, version, call))
+        return await self._probe(self._breaker, call)
+
+    def _forget_versions(self) -> None:
+        """Drop what is served no more, and what nobody asks for."""
+        served, now = self._backend.status().versions, self._clock()
+        for version, breaker in list(self._by_version.items()):
+            if (served is not None and version not in served) or now - breaker.asked_at >= FORGOTTEN_S:
+                del self._by_version[version]
+
+    async def _probe_version(self, breaker: Breaker, version: str, call: Call) -> None:
+        try:
+            with contextlib.suppress(ServingError):  # the breaker has been told
+                await self._probe(breaker, replace(call, version=version))
+        finally:
+            self._probing.pop(version, None)
 
     async def _probe(self, breaker: Breaker, call: Call) -> Answer:
         try:
@@ -304,7 +322,9 @@ class Guarded:
             if len(self._by_version) >= MAX_VERSIONS:
                 del self._by_version[next(iter(self._by_version))]
             self._by_version[version] = Breaker(self._clock)
-        return self._by_version[version]
+        breaker = self._by_version[version]
+        breaker.asked_at = self._clock()
+        return breaker
 
     def _describe(self) -> dict[str, Any]:
         breaker = self._breaker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class FakeBackend:
         error: Raised by every call while it is set.
         gate: Calls wait for it; cleared, they wait until it is set or they are cancelled.
         ready: What `status` says.
+        versions: What `status` says that it serves; `...` for its own version.
         cancelled: Calls that were given up while they waited.
         replicas: Rows that `stats` gives.
     """
@@ -67,6 +69,7 @@ class FakeBackend:
         self.gate = asyncio.Event()
         self.gate.set()
         self.ready = True
+        self.versions: frozenset[str] | EllipsisType | None = ...
         self.cancelled = 0
         self.replicas: list[dict[str, Any]] = []
         self.running = False
@@ -95,7 +98,8 @@ class FakeBackend:
     def status(self) -> BackendStatus:
         if not self.ready:
             return BackendStatus(False, "not-ready", versions=None)
-        return BackendStatus(True, versions=frozenset({self.version}))
+        served = frozenset({self.version}) if isinstance(self.versions, EllipsisType) else self.versions
+        return BackendStatus(True, versions=served)
 
     async def stats(self) -> dict[str, Any]:
         return {"calls": len(self.calls), "replicas": self.replicas}

@@ -481,6 +481,6 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "REDIS_"))}
     environment = {**ours, **SERVE_ENV, "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_TIMEOUT_S), **extra}
     has_token = "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment
-    if has_token or Path(os.path.expanduser("~/.ray/auth_token")).exists():  # noqa: PTH111  # never raises, without a home
+    if has_token or Path(os.path.expanduser("~/.ray/auth_token")).exists():  # never raises, without a home
         environment.setdefault("RAY_AUTH_MODE", "token")  # given an address, Ray does not look for a token by itself
     return environment

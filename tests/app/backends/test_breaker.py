@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.backends.base import Answer, BackendStatus, Call, ExpiredInQueue
-from app.backends.breaker import MAX_VERSIONS, PROBE_PAUSE_S, STEP_S, Guarded, State
+from app.backends.breaker import FORGOTTEN_S, MAX_VERSIONS, PROBE_PAUSE_S, STEP_S, Guarded, State
 from app.backends.fake import FakeBackend
 from serve_app.contract import (
     DeadlineExceeded,
@@ -36,6 +36,7 @@ class Rig:
     def __init__(self) -> None:
         self.now = 100.0
         self.inner = FakeBackend()
+        self.inner.versions = None
         self.changes: list[tuple[str, State, str]] = []
         self.arm = Guarded(self.inner, clock=lambda: self.now, on_change=lambda *change: self.changes.append(change))
 
@@ -54,6 +55,7 @@ class Rig:
     async def probe(self) -> str:
         try:
             await self.arm.probe(self.call())
+            await asyncio.sleep(0)  # versions are asked beside it
         except ServingError as error:
             return error.code
         return "ok"
@@ -286,6 +288,37 @@ async def test_a_version_comes_back_by_probes_that_name_it(rig: Rig) -> None:
     await rig.probe()
     assert [call.version for call in rig.inner.calls[-2:]] == [None, "7"]
     assert await rig.ask(version="7") == "ok"
+
+
+async def test_a_version_that_is_served_no_more_or_asked_for_no_more_is_forgotten(rig: Rig) -> None:
+    await rig.fail(ReplicaLost(), version="7")
+    rig.inner.versions = frozenset({"1"})
+    await rig.probe()
+    assert not rig.arm.wants_probe()
+    rig.inner.versions = None
+    await rig.fail(ReplicaLost(), version="7")
+    rig.now += FORGOTTEN_S
+    await rig.probe()
+    assert not rig.arm.wants_probe()
+    assert rig.inner.calls[-1].version is None
+
+
+async def test_a_version_that_hangs_holds_up_no_probe_of_the_default(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    honest = rig.inner.predict
+
+    async def predict(call: Call) -> Answer:
+        asked.append(call.version)
+        if call.version is not None:
+            await asyncio.Event().wait()
+        return await honest(call)
+
+    await rig.fail(ReplicaLost(), version="7")
+    monkeypatch.setattr(rig.inner, "predict", predict)
+    async with asyncio.timeout(5):
+        assert [await rig.probe() for _ in range(3)] == ["ok"] * 3
+    assert asked.count("7") == 1
+    await rig.arm.stop()
 
 
 async def test_a_version_that_is_being_loaded_is_no_failure(rig: Rig) -> None:
