@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -89,6 +90,14 @@ class Supervisor(Multiprocess):
         self.should_exit = _Flag()  # type: ignore[assignment]  # what uvicorn uses of an event
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.should_exit.set())
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException:
+            self.terminate_all()  # or the interpreter would wait for the workers, for ever
+            self.join_all()
+            raise
 
     def init_processes(self) -> None:
         super().init_processes()
@@ -190,7 +199,7 @@ class _Flag:
 
     def wait(self, timeout: float) -> bool:
         if not self._is_set:
-            time.sleep(timeout)
+            select.select((), (), (), timeout)
         return self._is_set
 
 
