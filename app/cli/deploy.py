@@ -82,16 +82,18 @@ def _standby(running: dict[str, Any], serves: ServedModel) -> str | None:
     """The version that replicas fall back to: the one that the application was told to serve so far, if it was good."""
     from pathlib import Path
 
-    from serve_app.registry import Registry, RegistryError
+    from serve_app.registry import RegistryError, open_registry
+    from serve_app.signing import KeyRefused
 
+    key_file = None if serves.registry_key_path is None else Path(serves.registry_key_path)
     for deployment in running.get("deployments", {}).values():
         so_far = (deployment.get("deployment_config") or {}).get("user_config") or {}
         for version in (so_far.get("version"), so_far.get("standby")):
             try:
                 if version and version != serves.version and so_far.get("model") == serves.model:
-                    Registry(Path(serves.registry_path)).verify(serves.model, version)
+                    open_registry(Path(serves.registry_path), key_file=key_file).verify(serves.model, version)
                     return str(version)
-            except RegistryError:
+            except (RegistryError, KeyRefused):
                 continue
     return None
 
@@ -101,6 +103,7 @@ def _tell_rejection(settings: Settings, version: str) -> None:
     from app.client import GatewayRefused
 
     if settings.jwt_secret is None and settings.jwt_secret_file is None:
+        err.print("no JWT secret here: the gateway was not asked whether replicas refused the version")
         return
     try:
         with gateway_client(settings, None, None, "ops") as gateway:

@@ -85,3 +85,9 @@ def test_replicas_can_fall_back_to_the_last_good_version_that_was_deployed(tmp_p
     assert _standby(running(version="9", standby="1"), serves) == "1"
     assert _standby(running(version="9"), serves) is None
     assert _standby(running(version="1") | {"deployments": {}}, serves) is None
+
+
+def test_replicas_do_not_fall_back_to_a_version_that_the_key_refuses(tmp_path: Path) -> None:
+    generate(tmp_path / "registry.key", tmp_path / "registry.pub")
+    serves = ServedModel(registry_path=str(MODELS), version="2", registry_key_path=str(tmp_path / "registry.pub"))
+    assert _standby(running(version="1"), serves) is None
