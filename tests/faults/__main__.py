@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -16,7 +16,7 @@ from app.local_ray import LOCAL_ENV
 from tests.faults import report
 from tests.faults.catalogue import ALL
 from tests.faults.laboratory import Laboratory
-from tests.faults.scenario import Row, Scenario, run
+from tests.faults.scenario import Row, Scenario, run, undone
 
 FOLDER = Path(".bench") / "faults"
 PAGE = Path("docs") / "faults.md"
@@ -29,7 +29,11 @@ def main() -> int:
         print("\n".join(f"{scenario.name}: {scenario.fault}" for scenario in chosen))
         return 0
     if options.record:
-        report.record(report.read(FOLDER), PAGE, _circumstances())
+        try:
+            report.record(report.read(FOLDER), PAGE, _circumstances())
+        except ValueError as error:
+            print(f"nothing recorded: {error}", file=sys.stderr)
+            return 1
         return 0
     os.environ.update(LOCAL_ENV)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
@@ -59,24 +63,23 @@ def try_all(chosen: list[Scenario]) -> list[Row]:
     rows = []
     with Laboratory() as lab:
         for scenario in chosen:
-            if (row := _try(scenario, lab)) is None:
-                continue
+            row = _try(scenario, lab)
             rows.append(row)
             report.write(report.merge(report.read(FOLDER), row, [each.name for each in ALL]), FOLDER)
     return rows
 
 
-def _try(scenario: Scenario, lab: Laboratory) -> Row | None:
-    """One scenario; one that cannot even be done does not keep the others from being tried."""
+def _try(scenario: Scenario, lab: Laboratory) -> Row:
+    """One scenario; one that cannot even be done is broken, and does not keep the others from being tried."""
     began = time.monotonic()
     try:
         row = run(scenario, lab, FOLDER / "ledgers")
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
         print(lab.last_words(), file=sys.stderr)
-        print(f"{scenario.name}: could not be done, after {time.monotonic() - began:.0f} s", flush=True)
-        lab.renew()
-        return None
+        with contextlib.suppress(Exception):  # it has just been printed
+            lab.renew()
+        row = undone(scenario, f"{type(error).__name__}: {error}".splitlines()[0], time.monotonic() - began)
     print(report.line(row), f"({row.took_s:.0f} s)", flush=True)
     for finding in row.findings:
         print(f"    {finding}", flush=True)
@@ -84,10 +87,9 @@ def _try(scenario: Scenario, lab: Laboratory) -> Row | None:
 
 
 def _circumstances() -> str:
-    """When, of which commit, on which kind of machine."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    """On which kind of machine; each row has its own date and commit."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    return f"{time.strftime('%Y-%m-%d')}, commit {commit}, {machine}, `make faults`:"
+    return f"{machine}, `make faults`; a commit with a `+` had changes that were not committed:"
 
 
 if __name__ == "__main__":

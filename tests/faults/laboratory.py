@@ -62,16 +62,24 @@ class Laboratory:
         self._after.append(undo)
 
     def clear(self) -> None:
-        """Undo what the scenario did, the last first."""
+        """Undo what the scenario did, the last first, and all of it; what an undoing raised is raised at the end."""
+        errors: list[Exception] = []
         while self._after:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 self._after.pop()()
+            except ProcessLookupError:
+                continue
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("not everything could be undone", errors)
 
     def renew(self) -> None:
         """End everything, so that what comes next finds nothing broken."""
-        self.clear()
-        self.end_gateway()
-        self.end_cluster()
+        with contextlib.ExitStack() as endings:  # the last first, each whatever another raises
+            endings.callback(self.end_cluster)
+            endings.callback(self.end_gateway)
+            endings.callback(self.clear)
 
     def new_folder(self, name: str) -> Path:
         self._number += 1
@@ -204,11 +212,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-
-
-def workers_of(gateway: GatewayProcess) -> list[int]:
-    """The processes of a gateway that answer requests."""
-    return [pid for pid in children(gateway.pid) if "spawn_main" in command_of(pid)]
 
 
 def bridges_of(gateway: GatewayProcess) -> list[int]:

@@ -21,6 +21,7 @@ from tests.faults.promises import (
     probe_says,
     probes_quick,
     recovers,
+    supervisor_lives,
 )
 from tests.faults.scenario import DEADLINE_S, PROBES, Evidence, Finding, Floor, Promise, Scenario, Step, is_lost
 from tests.faults.stages import PREDICT, RAW, body, desks, probes, ray, serving
@@ -76,7 +77,7 @@ def rolling_gateway_restart(times: int = 3, rate_rps: float = 100.0) -> Scenario
         streams=desks(rate_rps),
         tail_s=5.0,
         script=[Step(2.0 + number, f"restart {number + 1}", restart_workers) for number in range(times)],
-        promises=[nothing_lost, in_time, only(200), gateway_lives, probe_says("live", 200, "restart 1")],
+        promises=[nothing_lost, in_time, only(200), supervisor_lives, probe_says("live", 200, "restart 1")],
     )
 
 
@@ -150,7 +151,7 @@ def lone_worker_killed() -> Scenario:
         streams=desks(20),
         tail_s=18.0,
         script=[Step(2.0, "the kill", kill_a_worker)],
-        promises=[recovers("the kill", 15.0), gateway_lives, only(200, since="the kill", skip_s=15.0)],
+        promises=[recovers("the kill", 15.0), supervisor_lives, only(200, since="the kill", skip_s=15.0)],
     )
 
 
@@ -163,7 +164,7 @@ def one_of_two_workers_killed() -> Scenario:
         streams=desks(100),
         tail_s=15.0,
         script=[Step(2.0, "the kill", kill_a_worker)],
-        promises=[lost_only_in_flight("the kill"), in_time, only(200, since="the kill", skip_s=1.0), gateway_lives],
+        promises=[lost_only_in_flight("the kill"), in_time, only(200, since="the kill", skip_s=1.0), supervisor_lives],
     )
 
 

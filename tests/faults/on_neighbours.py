@@ -26,6 +26,7 @@ from tests.faults.laboratory import (
     stub_application,
 )
 from tests.faults.promises import (
+    by_legacy,
     by_ray,
     from_arm,
     gateway_lives,
@@ -36,6 +37,8 @@ from tests.faults.promises import (
     only,
     quick_but_for,
     recovers,
+    refused_quickly,
+    shows,
     slowest_within,
     versions_are,
 )
@@ -224,6 +227,8 @@ def legacy_fault(name: str, fault: str, toxics: Toxics) -> Scenario:
             of_stream("ray_serve", quick_but_for(3, "the fault", "the cure", over_ms=150)),
             of_stream("legacy", only(200, 502, 503, 504)),
             of_stream("legacy", slowest_within(REMOTE_LIMIT_S)),
+            of_stream("legacy", shows("the fault", "the cure")),
+            of_stream("legacy", refused_quickly("the fault", "the cure", 50, skip_s=1.0)),
             of_stream("legacy", recovers("the cure", 7.0)),
         ],
     )
@@ -282,7 +287,7 @@ def bridge_frozen() -> Scenario:
             nothing_lost,
             in_time,
             only(200),
-            recovers("the stop", 30.0, by_ray_again(), "Ray Serve answers"),
+            recovers("the stop", 30.0, by_ray, "Ray Serve answers", once=by_legacy),
             from_arm("legacy", since="the stop", share=0.1),
             gateway_lives,
         ],
@@ -304,7 +309,7 @@ def bridge_killed() -> Scenario:
             nothing_lost,
             in_time,
             only(200),
-            recovers("the kill", 20.0, by_ray_again(), "Ray Serve answers"),
+            recovers("the kill", 20.0, by_ray, "Ray Serve answers", once=by_legacy),
             gateway_lives,
         ],
     )
@@ -312,17 +317,6 @@ def bridge_killed() -> Scenario:
 
 def see_ray_answer(floor: Floor) -> None:
     floor.gateway.wait_for("ray_serve", RETURN_TIMEOUT_S)
-
-
-def by_ray_again() -> Callable[[Result], bool]:
-    """Ray's answers after some of legacy's; the first moment after the fault does not count as recovered."""
-    seen: list[str] = []
-
-    def good(result: Result) -> bool:
-        seen.append(result.arm)
-        return by_ray(result) and "legacy" in seen
-
-    return good
 
 
 # -- The registry -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ def nothing_lost(evidence: Evidence) -> Finding:
     lost = [result for result in evidence.desks.results if is_lost(result)]
     kinds = Counter(f"{answer_of(result)} on a {result.connection} connection" for result in lost)
     seen = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return Finding(not lost, f"{len(lost)} of {len(evidence.desks.results)} lost" + (f": {seen}" if seen else ""))
+    said = f"{len(lost)} of {len(evidence.desks.results)} lost" + (f": {seen}" if seen else "")
+    return Finding(bool(evidence.desks.results) and not lost, said)
 
 
 def in_time(evidence: Evidence) -> Finding:
@@ -27,7 +28,8 @@ def in_time(evidence: Evidence) -> Finding:
     results = evidence.desks.results
     late = [result.answer_s for result in results if is_late(result) and not is_lost(result)]
     most = f", {max(late):.2f} s at most" if late else ""
-    return Finding(len(late) <= LATE_SHARE * len(results), f"{len(late)} later than the deadline and 50 ms{most}")
+    said = f"{len(late)} of {len(results)} later than the deadline and 50 ms{most}"
+    return Finding(bool(results) and len(late) <= LATE_SHARE * len(results), said)
 
 
 def only(*statuses: int, since: str | None = None, until: str | None = None, skip_s: float = 0.0) -> Promise:
@@ -57,25 +59,41 @@ def from_arm(arm: str, *, since: str | None = None, until: str | None = None, sh
 
 
 def recovers(
-    after: str, within_s: float, good: Callable[[Result], bool] | None = None, what: str = "answers again"
+    after: str,
+    within_s: float,
+    good: Callable[[Result], bool] | None = None,
+    what: str = "answers again",
+    *,
+    once: Callable[[Result], bool] | None = None,
 ) -> Promise:
-    """Good answers, several in a row, begin so soon after the end of a step."""
+    """Good answers, several in a row, begin so soon after the end of a step; and `once` has been true before them."""
     is_good = good or (lambda result: result.status == 200)
 
     def judge(evidence: Evidence) -> Finding:
         moment = evidence.happened[after].ended
-        seconds = recovery_s(evidence.desks, moment, is_good)
+        if once is not None and not any(result.due >= moment and once(result) for result in evidence.desks.results):
+            return Finding(False, f"{after} did not show")
+        seconds = recovery_s(evidence.desks, moment, is_good, once)
         said = f"{what} {seconds:.1f} s after {after}" if seconds is not None else f"never {what} after {after}"
         return Finding(seconds is not None and seconds <= within_s, f"{said} (at most {within_s:g})", seconds)
 
     return judge
 
 
-def recovery_s(load: Load, moment: float, good: Callable[[Result], bool]) -> float | None:
+def recovery_s(
+    load: Load,
+    moment: float,
+    good: Callable[[Result], bool],
+    once: Callable[[Result], bool] | None = None,
+) -> float | None:
     """Seconds from a moment to the first of several good answers in a row; None where there are none."""
     row: list[Result] = []
+    has_shown = once is None
     for result in load.results:
         if result.due < moment:
+            continue
+        has_shown = has_shown or (once is not None and once(result))
+        if not has_shown:
             continue
         row = [*row, result] if good(result) else []
         if len(row) == IN_A_ROW:
@@ -105,11 +123,26 @@ def refused_quickly(since: str, until: str | None, within_ms: float, *, skip_s: 
     return judge
 
 
-def probe_says(probe: str, status: int, since: str, until: str | None = None, *, skip_s: float = 0.0) -> Promise:
-    """A probe of health gave this status all the time between."""
+def shows(since: str, until: str) -> Promise:
+    """The fault did something: not everything was answered 200 without help meanwhile."""
 
     def judge(evidence: Evidence) -> Finding:
-        seen = Counter(result.status for result in evidence.probed(probe, since, until, skip_s=skip_s).results)
+        results = evidence.since(since, until).results
+        hit = [result for result in results if result.status != 200 or "x-fallback" in result.headers]
+        return Finding(bool(hit), f"{len(hit)} of {len(results)} felt {since}")
+
+    return judge
+
+
+def probe_says(
+    probe: str, status: int, since: str, until: str | None = None, *, skip_s: float = 0.0, before_s: float = 0.0
+) -> Promise:
+    """A probe of health gave this status all the time between, from `skip_s` after the first to `before_s` before."""
+
+    def judge(evidence: Evidence) -> Finding:
+        load = evidence.probed(probe, since, until, skip_s=skip_s)
+        end = evidence.happened[until].ended - before_s if until else float("inf")
+        seen = Counter(result.status for result in load.results if result.due < end)
         said = f"/health/{probe} said {_counts(seen)} after {since} (promised {status})"
         return Finding(bool(seen) and set(seen) == {status}, said)
 
@@ -145,7 +178,10 @@ def quick_but_for(count: int, since: str, until: str | None, *, over_ms: float) 
         slow = sum(1e3 * result.answer_s > over_ms for result in during)
         allowed = count + (usual + LATE_SHARE) * len(during)
         said = f"{slow} of {len(during)} took over {over_ms:g} ms after {since}"
-        return Finding(slow <= allowed, f"{said} (at most {count}, and what the machine does: {allowed - count:.0f})")
+        return Finding(
+            bool(during) and slow <= allowed,
+            f"{said} (at most {count}, and what the machine does: {allowed - count:.0f})",
+        )
 
     return judge
 
@@ -170,10 +206,18 @@ def versions_are(expected: set[str]) -> Promise:
     return judge
 
 
-def gateway_lives(evidence: Evidence) -> Finding:
-    """Its process was there to the end."""
+def supervisor_lives(evidence: Evidence) -> Finding:
+    """The process that replaces workers was there to the end."""
     alive = evidence.floor.gateway.is_alive()
     return Finding(alive, "the gateway's process lives" if alive else "the gateway's process has ended")
+
+
+def gateway_lives(evidence: Evidence) -> Finding:
+    """Its process was there to the end, and so were the workers of the beginning: none was replaced."""
+    lives = supervisor_lives(evidence)
+    before, now = evidence.floor.notes.get("workers"), evidence.floor.notes.get("workers at the end")
+    kept = lives.kept and bool(before) and before == now
+    return Finding(kept, f"{lives.said}; its workers {before}, {now} at the end")
 
 
 def noted(name: str, expected: Callable[[object], bool], said: str) -> Promise:
@@ -181,7 +225,9 @@ def noted(name: str, expected: Callable[[object], bool], said: str) -> Promise:
 
     def judge(evidence: Evidence) -> Finding:
         value = evidence.floor.notes.get(name)
-        return Finding(value is not None and expected(value), said.format(value))
+        if value is None:
+            return Finding(False, f"nobody took down: {name}")
+        return Finding(expected(value), said.format(value))
 
     return judge
 

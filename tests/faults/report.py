@@ -11,8 +11,8 @@ from pathlib import Path
 from tests.faults.scenario import Row
 
 HEAD = (
-    "| fault | requests | answered | lost | late | p50, p99 ms | back after | promises |\n"
-    "|---|--:|---|--:|--:|--:|--:|---|\n"
+    "| fault | requests | answered | lost | late | p50, p99 ms | back after | promises | measured |\n"
+    "|---|--:|---|--:|--:|--:|--:|---|---|\n"
 )
 PROMISES_HEAD = "| fault | what is done | promised |\n|---|---|---|\n"
 BEGIN, END = "<!-- measured: make faults ARGS=--record -->\n", "<!-- end -->\n"
@@ -38,7 +38,13 @@ def merge(old: Sequence[Row], new: Row, order: Sequence[str]) -> list[Row]:
 
 
 def record(rows: Sequence[Row], page: Path, circumstances: str) -> None:
-    """Put the table into a page, between its two marks."""
+    """Put the table into a page, between its two marks.
+
+    Raises:
+        ValueError: Of some row nobody knows which commit it was measured of.
+    """
+    if unknown := [row.name for row in rows if not row.commit]:
+        raise ValueError("measured of an unknown commit: " + ", ".join(unknown))
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     promises = "".join(f"| `{row.name}` | {row.fault} | {row.promise} |\n" for row in rows)
@@ -55,7 +61,17 @@ def line(row: Row) -> str:
     recovery = "" if row.recovery_s is None else f"{row.recovery_s:.1f} s"
     verdict = "kept" if row.kept else "**broken**"
     latency = "" if math.isnan(row.p50_ms) else f"{row.p50_ms:.0f}, {row.p99_ms:.0f}"
-    cells = (f"`{row.name}`", row.sent, answers, row.lost, row.late, latency, recovery, verdict)
+    cells = (
+        f"`{row.name}`",
+        row.sent,
+        answers,
+        row.lost,
+        row.late,
+        latency,
+        recovery,
+        verdict,
+        f"{row.date} {row.commit}".strip(),
+    )
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tests.faults.laboratory import Laboratory
 from tests.integration.open_loop import Load, Offer, Plan, Result, Stream
-from tests.integration.processes import GatewayProcess
+from tests.integration.processes import ROOT, GatewayProcess
 
 PROBES = ("live", "ready")
 LONGEST_S = 240.0
@@ -130,6 +131,8 @@ class Row:
     recovery_s: float | None
     findings: list[str]
     took_s: float
+    date: str = ""
+    commit: str = ""
 
 
 def run(scenario: Scenario, lab: Laboratory, ledgers: Path | None = None) -> Row:
@@ -137,7 +140,10 @@ def run(scenario: Scenario, lab: Laboratory, ledgers: Path | None = None) -> Row
     began = time.monotonic()
     try:
         floor = scenario.stage(lab)
+        floor.notes["workers"] = floor.gateway.worker_pids()
         evidence = _observe(scenario, floor)
+        if floor.gateway.is_alive():
+            floor.notes["workers at the end"] = floor.gateway.worker_pids()
         if ledgers is not None:
             _keep(evidence, ledgers / f"{scenario.name}.jsonl")
             shutil.copy(floor.gateway.log, ledgers / f"{scenario.name}.log")
@@ -201,6 +207,12 @@ def answer_of(result: Result) -> str:
     return f"{result.status} {result.problem}".strip() if result.status else result.error
 
 
+def undone(scenario: Scenario, why: str, took_s: float) -> Row:
+    """What the table says of a scenario that could not be done: a promise that nobody saw kept is broken."""
+    nothing, never = Load([], 0.0, 0.0), Finding(False, f"could not be done: {why}")
+    return _row(scenario, nothing, [never], took_s)
+
+
 def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: float) -> Row:
     recoveries = [finding.recovery_s for finding in findings if finding.recovery_s is not None]
     return Row(
@@ -217,4 +229,16 @@ def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: f
         recovery_s=max(recoveries, default=None),
         findings=[("kept: " if finding.kept else "BROKEN: ") + finding.said for finding in findings],
         took_s=took_s,
+        date=time.strftime("%Y-%m-%d"),
+        commit=commit_of(ROOT),
     )
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of a work tree, with a `+` where tracked files differ from it; empty outside of git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD")
+    return commit + ("+" if commit and git("status", "--porcelain", "--untracked-files=no") else "")
