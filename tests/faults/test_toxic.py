@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -15,14 +16,22 @@ PATIENCE_S = 5.0
 
 @pytest.fixture
 async def echo_port() -> AsyncIterator[int]:
+    open_: set[asyncio.StreamWriter] = set()
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while piece := await reader.read(65536):
-            writer.write(piece)
+        open_.add(writer)
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
     server.close()
+    for writer in open_:
+        writer.transport.abort()
+    for _ in range(3):
+        await asyncio.sleep(0)  # what was aborted ends on the loop's next turns
 
 
 @pytest.fixture

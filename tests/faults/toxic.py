@@ -96,6 +96,8 @@ class ToxicProxy:
         for connection in self._open:
             connection.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
+        for _ in range(3):
+            await asyncio.sleep(0)  # what was aborted ends on the loop's next turns
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
