@@ -151,7 +151,7 @@ def all_replicas_killed() -> Scenario:
             only(200, 503, 504),
             refused_quickly("the kill", "a replica's return", 20, skip_s=1.0),
             probe_says("live", 200, "the kill"),
-            probe_says("ready", 503, "the kill", "a replica's return", skip_s=1.0, before_s=0.5),
+            probe_says("ready", 503, "the kill", "a replica's return", skip_s=1.7, before_s=0.5),
             recovers("a replica's return", 2.0),
         ],
     )
@@ -215,6 +215,9 @@ def replica_frozen() -> Scenario:
             only(200, 503, 504),
             recovers("the stop", 20.0),
             only(200, since="its replacement", skip_s=1.0),
+            noted(
+                "replaced_s", lambda seconds: isinstance(seconds, float) and seconds <= 20, "replaced after {:.1f} s"
+            ),
         ],
     )
 
@@ -319,11 +322,14 @@ def no_cluster_at_start() -> Scenario:
             probe_says("live", 200, "the beginning"),
             probe_says("ready", 503, "the beginning", "the head"),
             recovers("the application", 10.0, by_ray, "Ray Serve answers"),
+            noted(
+                "listening_s", lambda seconds: isinstance(seconds, float) and seconds <= 3, "listening after {:.1f} s"
+            ),
         ],
     )
 
 
-def rolling_redeploy(times: int = 3, rate_rps: float = 100.0, seconds: float = 54.0) -> Scenario:
+def rolling_redeploy(times: int = 3, rate_rps: float = 60.0, seconds: float = 87.0) -> Scenario:
     gap_s = seconds / times
     return Scenario(
         name="rolling-redeploy",
