@@ -17,6 +17,7 @@ from tests.faults.promises import (
     noted,
     nothing_lost,
     only,
+    probe_once_says,
     probe_says,
     recovers,
     refused_quickly,
@@ -151,7 +152,7 @@ def all_replicas_killed() -> Scenario:
             only(200, 503, 504),
             refused_quickly("the kill", "a replica's return", 20, skip_s=1.0),
             probe_says("live", 200, "the kill"),
-            probe_says("ready", 503, "the kill", "a replica's return", skip_s=1.7, before_s=0.5),
+            probe_once_says("ready", 503, "the kill", "a replica's return"),
             recovers("a replica's return", 2.0),
         ],
     )

@@ -149,6 +149,17 @@ def probe_says(
     return judge
 
 
+def probe_once_says(probe: str, status: int, since: str, until: str) -> Promise:
+    """A probe of health gave this status between the two, at one time at least: how soon is the breaker's matter."""
+
+    def judge(evidence: Evidence) -> Finding:
+        seen = Counter(result.status for result in evidence.probed(probe, since, until).results)
+        said = f"/health/{probe} said {_counts(seen)} after {since} (promised {status} among them)"
+        return Finding(status in seen, said)
+
+    return judge
+
+
 def probes_quick(probe: str, within_ms: float, percent: float = 99) -> Promise:
     def judge(evidence: Evidence) -> Finding:
         quick_ms = percentile_ms((result.answer_s for result in evidence.probes.of(probe).results), percent)

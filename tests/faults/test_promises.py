@@ -20,6 +20,7 @@ from tests.faults.promises import (
     in_time,
     nothing_lost,
     only,
+    probe_once_says,
     probe_says,
     quick_but_for,
     recovers,
@@ -134,6 +135,8 @@ def test_a_probe_is_judged_in_the_time_that_was_promised() -> None:
     assert probe_says("ready", 503, "fault", "cure", skip_s=1.05, before_s=0.55)(ledger).kept
     assert not probe_says("ready", 503, "fault", "cure", skip_s=0.5, before_s=0.55)(ledger).kept
     assert not probe_says("ready", 503, "fault", "cure", skip_s=1.05)(ledger).kept
+    assert probe_once_says("ready", 503, "fault", "cure")(ledger).kept
+    assert not probe_once_says("ready", 500, "fault", "cure")(ledger).kept
 
 
 @pytest.mark.parametrize("at_the_end", [[1, 3], [], None])
