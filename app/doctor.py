@@ -24,6 +24,7 @@ from rich.table import Table
 
 from app.auth import ApiKeyFile, KeyUrl
 from app.identity import build_token_source
+from app.secret_files import check_secret, read_secret_file
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
 from app.shared.commands import Command, RedisAway
@@ -185,7 +186,9 @@ def _token_secret(settings: Settings) -> Finding:
     """Strength and file mode of the secret were checked when the settings were read, and are again here."""
     try:
         secret = settings.signing_secret()
-    except ConfigError as error:
+        if settings.jwt_secret_file is not None:
+            check_secret(read_secret_file(settings.jwt_secret_file), "the token secret")
+    except (ConfigError, ValueError) as error:
         return Finding("token secret", "fail", str(error), "openssl rand -base64 48 makes one")
     if settings.jwt_secret_file is not None:
         return Finding("token secret", "ok", f"{len(secret)} bytes in {settings.jwt_secret_file}, closed to others")

@@ -70,7 +70,7 @@ async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
 @ray_serve_router.get("/stats", responses=problems(404))
 async def show_ray_serve_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     """Ray Serve's figures, per replica and in total."""
-    figures = await gateway.replicas()
+    figures = await replica_figures(gateway.backends)  # fresh: an operator who asks wants to know it now
     if figures is None:
         raise NotFound("Ray Serve is not configured: RAY_ADDRESS is empty")
     return figures

@@ -20,7 +20,6 @@ from app.cli.access import lacks_identity, mint
 from app.cli.deploy import served_model
 from app.cli.registry import registry_of
 from app.cli.terminal import EX_CONFIG, err, fail, out
-from app.identity import require_identity
 from app.settings import Settings, load_settings, variable_of
 
 
@@ -35,6 +34,8 @@ def serve(
     if local and lacks_identity(settings):
         overrides["jwt_secret_file"] = development.development_secret()
     settings = settings.with_overrides(**overrides)
+    from app.identity import require_identity
+
     require_identity(settings)
     listener = _listener(settings.host, settings.port)
     settings = settings.with_overrides(port=listener.getsockname()[1])

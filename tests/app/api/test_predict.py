@@ -263,7 +263,6 @@ async def test_a_header_given_twice_is_400(gateway: GatewayUnderTest, name: str)
     [
         [("Accept-Encoding", "gzip"), ("Accept-Encoding", "br")],
         [("Traceparent", f"00-{'a' * 32}-{'b' * 16}-01"), ("Traceparent", f"00-{'c' * 32}-{'d' * 16}-01")],
-        [("X_Request_Timeout_Ms", "x"), ("X_Route_To", "legacy"), ("Content_Type", "text/plain")],
     ],
 )
 async def test_headers_that_say_nothing_certain_are_passed_over(
