@@ -130,6 +130,13 @@ def written_below(folder: Path, but: set[Path]) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
+@pytest.fixture
+def ray_cluster() -> Iterator[LocalRay]:
+    """A Ray of its own: what other tests deploy on theirs may listen elsewhere."""
+    with LocalRay(num_cpus=4) as cluster:
+        yield cluster
+
+
 def test_no_secret_is_found_where_it_was_not_put(ray_cluster: LocalRay, tmp_path: Path, canaries: Canaries) -> None:
     canaries.by_name["ray_token"] = ray_cluster.token_file.read_text()
     made = sluice("key", "create", "--sub", "desk", "--scope", "predict ops", cwd=tmp_path)
