@@ -430,7 +430,10 @@ def _require_name(text: str, what: str) -> None:
 
 
 def _is_folder(parent: int, name: str) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except FileNotFoundError:  # gone since the folder was listed
+        return False
 
 
 def _step_into(parent: int, name: str, flags: int) -> int:
