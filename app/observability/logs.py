@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import select
 import threading
@@ -16,12 +17,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import IO, Any
 
+# What several processes write to one pipe stays whole up to PIPE_BUF bytes (POSIX, write); one of them is left for the
+# line's end that a torn line before it needs.
+MAX_LINE_BYTES = select.PIPE_BUF - 1
 _MAX_FIELD_CHARS = 256
-_MAX_TRACE_CHARS = 8192
+_MAX_TRACE_CHARS = MAX_LINE_BYTES
 _MAX_READ_CHARS = 2 * _MAX_TRACE_CHARS  # well over what is kept: what the cut makes of a secret is not kept
 _MAX_WAITING_LINES = 10_000
 _FLUSH_INTERVAL_S = 0.2
-_PIECE_BYTES = select.PIPE_BUF - 1  # a byte is left for the line's end that a torn line needs
 
 # Nothing is tried twice: runs that cannot be followed by what they hold are possessive, the others are short.
 _SECRETS = re.compile(
@@ -76,13 +79,12 @@ class LineWriter:
         self._thread.start()
 
     def write(self, fields: dict[str, Any]) -> None:
-        """Queue one line of any fields."""
-        line = json.dumps(fields, separators=(",", ":"))
-        self.write_line(line.replace("\x7f", "\\u007f").encode() + b"\n")
+        """Queue one line of any fields; where they are too long for a line, their longest texts are cut."""
+        self.write_line(_fitting_line(fields))
 
     def write_line(self, line: bytes) -> None:
-        """Queue one line that is ASCII already; drops it when too many wait."""
-        if len(self._waiting) >= self._max_waiting_lines:
+        """Queue one line that is ASCII already; drops it when too many wait, or when it might tear."""
+        if len(self._waiting) >= self._max_waiting_lines or len(line) > MAX_LINE_BYTES:
             self._drop(1)
         else:
             self._waiting.append(line)
@@ -110,10 +112,10 @@ class LineWriter:
                 self._drop(len(lines))
 
     def _take_lines(self, most: int) -> list[bytes]:
-        """As many as a pipe takes in one piece, among which no other worker writes; a longer line goes alone."""
+        """As many as a pipe takes in one piece, among which no other worker writes."""
         lines = [self._waiting.popleft()]
         size_bytes = len(lines[0])
-        while len(lines) < most and (size_bytes := size_bytes + len(self._waiting[0])) <= _PIECE_BYTES:
+        while len(lines) < most and (size_bytes := size_bytes + len(self._waiting[0])) <= MAX_LINE_BYTES:
             lines.append(self._waiting.popleft())
         return lines
 
@@ -129,6 +131,26 @@ class LineWriter:
     def _drop(self, count: int) -> None:
         self.dropped += count
         self._on_drop(count)
+
+
+def _fitting_line(fields: dict[str, Any]) -> bytes:
+    """The fields as a line, with the longest text cut until it fits: a trace at its beginning, others at their end."""
+    line = _line(fields)
+    while (excess := len(line) - MAX_LINE_BYTES) > 0:
+        texts = {name: text for name, text in fields.items() if isinstance(text, str) and text}
+        if not texts:
+            break
+        name, text = max(texts.items(), key=lambda item: len(item[1]))
+        cut = math.ceil(
+            excess * len(text) / len(json.dumps(text))
+        )  # characters may be escaped: again, if it was little
+        fields = {**fields, name: text[cut:] if name == "trace" else text[:-cut]}
+        line = _line(fields)
+    return line
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).replace("\x7f", "\\u007f").encode() + b"\n"
 
 
 class JsonHandler(logging.Handler):

@@ -3,14 +3,17 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import select
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from app.observability.logs import LineWriter, _fields_of, logging_to, redact
+from app.observability.logs import MAX_LINE_BYTES, LineWriter, _fields_of, logging_to, redact
 
 LOGGER = logging.getLogger("tests.logs")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
@@ -97,7 +100,7 @@ def test_a_trace_is_cut_at_its_beginning(stream: io.BytesIO) -> None:
             LOGGER.exception("failed")
     (line,) = lines_of(stream)
     assert line["trace"].endswith("the end\n")
-    assert len(line["trace"]) == 8192
+    assert 3000 < len(line["trace"]) < 4096
 
 
 def test_the_level_is_kept_and_given_back(stream: io.BytesIO) -> None:
@@ -208,15 +211,55 @@ def test_lines_of_several_workers_do_not_tear_on_a_pipe() -> None:
     stream = Pieces()
     writer = LineWriter(stream)  # type: ignore[arg-type]
     lines = [b"x" * (13 * n % 900) + b"\n" for n in range(500)]
-    long = b"y" * (2 * select.PIPE_BUF) + b"\n"
-    for line in (*lines, long, *lines):
+    longest = b"y" * (MAX_LINE_BYTES - 1) + b"\n"
+    for line in (*lines, longest, b"y" + longest, *lines):
         writer.write_line(line)
     writer.start()
     writer.close()
-    assert b"".join(stream.pieces) == b"".join((*lines, long, *lines))
-    assert all(piece.endswith(b"\n") for piece in stream.pieces)
-    assert [piece for piece in stream.pieces if len(piece) > select.PIPE_BUF] == [long]
+    assert b"".join(stream.pieces) == b"".join((*lines, longest, *lines))
+    assert writer.dropped == 1
+    assert all(piece.endswith(b"\n") and len(piece) <= select.PIPE_BUF for piece in stream.pieces)
     assert len(stream.pieces) < len(lines) / 2  # a write for each line would be dear
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"event": "e", "trace": "begin" + "t" * 9000 + "end"},
+        {"event": "e" * 2000, "trace": "begin" + "t" * 4090 + "end"},
+        {"event": "e", "trace": "\N{PILE OF POO}" * 9000 + "end"},
+        {"event": "e" + "\x7f" * 256, "trace": "\x00" * 4090 + "end"},
+    ],
+)
+def test_a_line_that_is_too_long_loses_of_its_longest_texts_and_fits(fields: dict[str, str]) -> None:
+    stream = io.BytesIO()
+    writer = LineWriter(stream)
+    writer.write(fields)
+    writer.start()
+    writer.close()
+    [line] = stream.getvalue().splitlines(keepends=True)
+    assert len(line) < select.PIPE_BUF
+    told = json.loads(line)
+    assert told["trace"].endswith("end")
+    assert told["event"].startswith("e")
+    assert "begin" not in told["trace"]
+
+
+def test_long_traces_of_many_processes_stay_whole_on_one_pipe() -> None:
+    reader, writer = os.pipe()
+    program = (
+        "import sys; from app.observability.logs import LineWriter\n"
+        "writer = LineWriter(sys.stdout.buffer); writer.start()\n"
+        "for _ in range(300): writer.write({'trace': sys.argv[1] * 9000})\n"
+        "writer.close()\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", program, name], stdout=writer) for name in "abcd"]
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        traces = [json.loads(line)["trace"] for line in stream]
+    assert [process.wait(10) for process in processes] == [0] * 4
+    assert len(traces) == 4 * 300
+    assert all(len(set(trace)) == 1 for trace in traces)
 
 
 def test_what_a_full_disk_refused_is_lost_and_the_rest_is_not() -> None:
@@ -228,7 +271,7 @@ def test_what_a_full_disk_refused_is_lost_and_the_rest_is_not() -> None:
 
     stream = Full()
     writer = LineWriter(stream)  # type: ignore[arg-type]
-    long = b"z" * select.PIPE_BUF + b"\n"
+    long = b"z" * (MAX_LINE_BYTES - 1) + b"\n"
     for line in (b"lost\n", long, b"kept\n"):
         writer.write_line(line)
     writer.start()
