@@ -70,7 +70,7 @@ def create_app(
     """
     gateway = wire(settings, backends=backends, store=store, clock=clock, wall_clock=wall_clock)
     hot_routes = _hot_routes(settings, gateway)
-    log = LineWriter(log_stream or sys.stderr.buffer, on_drop=gateway.metrics.count_dropped_lines)
+    log = LineWriter(log_stream or sys.stderr.buffer, on_drop=gateway.metrics.http.count_dropped_lines)
     app = _framework(settings, _lifespan(gateway, logging_to(log, settings.log_level), notice_s, patience_s))
     app.state.gateway = gateway
     app.router.routes.extend(hot_routes.values())
@@ -79,7 +79,7 @@ def create_app(
     if settings.docs:
         add_docs(app)
     PrometheusFastApiInstrumentator(registry=gateway.metrics.registry, should_group_status_codes=False).add(
-        gateway.metrics.count_instrumented
+        gateway.metrics.http.count_instrumented
     ).instrument(app)
     app.add_middleware(
         Edge,

@@ -17,7 +17,7 @@ from app.backends.probe import Prober
 from app.backends.ray_serve import RayServeBackend
 from app.backends.remote import RemoteBackend
 from app.drain import Drain
-from app.identity import build_identity
+from app.identity import Identity, build_identity
 from app.observability.loop_lag import LoopLag
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
@@ -58,23 +58,12 @@ def wire(
     """
     sticky_key = _sticky_key(settings)
     metrics = Metrics(settings.multiproc_dir)
-    found = _arms(settings, metrics, clock) if backends is None else backends
-    arms = [Guarded(arm, clock=clock, on_change=metrics.show_breaker) for arm in found]
-    rollout = Rollout(
-        _store(settings) if store is None else store,
-        initial_fraction=settings.ray_serve_fraction,
-        wall_clock=wall_clock,
-        refresh_period_s=_REFRESH_PERIOD_S,
-    )
+    arms = _guarded(_arms(settings, metrics, clock) if backends is None else backends, metrics, clock)
+    rollout = _rollout(settings, store, wall_clock)
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
-    identity = build_identity(
-        settings,
-        count_failure=metrics.count_auth_failure,
-        count_reload=metrics.count_key_reload,
-        clock=clock,
-        wall_clock=wall_clock,
-    )
+    identity = _identity(settings, metrics, clock, wall_clock)
     limiting = _limiting(settings, metrics, clock)
+    lag = LoopLag(metrics.http.observe_loop_lag, clock=clock)
     return Gateway(
         backends=arms,
         dispatcher=Dispatcher(arms, fraction=rollout.fraction, sticky_key=sticky_key, clock=clock),
@@ -88,19 +77,37 @@ def wire(
         metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
         drain=Drain(),
-        services=(
-            LoopLag(metrics.observe_loop_lag, clock=clock),
-            rollout,
-            *limiting.services,
-            *identity.sources.values(),
-            *arms,
-            prober,
-        ),
+        services=(lag, rollout, *limiting.services, *identity.sources.values(), *arms, prober),
         sticky_key=sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,
         clock=clock,
         started_at=clock(),
+    )
+
+
+def _guarded(arms: Sequence[Backend], metrics: Metrics, clock: Callable[[], float]) -> list[Guarded]:
+    return [Guarded(arm, clock=clock, on_change=metrics.arms.show_breaker) for arm in arms]
+
+
+def _rollout(settings: Settings, store: StateStore | None, wall_clock: Callable[[], float]) -> Rollout:
+    return Rollout(
+        _store(settings) if store is None else store,
+        initial_fraction=settings.ray_serve_fraction,
+        wall_clock=wall_clock,
+        refresh_period_s=_REFRESH_PERIOD_S,
+    )
+
+
+def _identity(
+    settings: Settings, metrics: Metrics, clock: Callable[[], float], wall_clock: Callable[[], float]
+) -> Identity:
+    return build_identity(
+        settings,
+        count_failure=metrics.access.count_failure,
+        count_reload=metrics.access.count_reload,
+        clock=clock,
+        wall_clock=wall_clock,
     )
 
 
@@ -127,7 +134,7 @@ def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) 
             for policy, limit in (("predict", settings.rate_limit), ("ops", settings.ops_rate_limit))
         )
         return _Limiting(Limits(predict, ops, concurrency), ())
-    shared = SharedCounters(link, on_change=metrics.show_limits_local, clock=clock)
+    shared = SharedCounters(link, on_change=metrics.access.show_limits_local, clock=clock)
 
     def limiter(policy: str, limit: int) -> RateLimiter:
         part = max(1, limit // (settings.workers * settings.instances))
@@ -164,7 +171,9 @@ def _arms(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> l
 
 
 def _ray_serve(address: str, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> RayServeBackend:
-    return RayServeBackend(address, max_wait_s=settings.max_wait_ms / 1e3, on_retry=metrics.count_retry, clock=clock)
+    return RayServeBackend(
+        address, max_wait_s=settings.max_wait_ms / 1e3, on_retry=metrics.arms.count_retry, clock=clock
+    )
 
 
 def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBackend:

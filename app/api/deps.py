@@ -104,7 +104,7 @@ def require_model(principal: Principal, model: str) -> None:
 async def spend(limiter: RateLimiter, metrics: Metrics, account: str, cost: int) -> Allowance:
     """Count `cost` against the account. Raises `RateLimited`."""
     allowance = await limiter.spend(account, cost)
-    metrics.count_allowance(allowance.policy, allowance.mode, allowance.admitted)
+    metrics.access.count_allowance(allowance.policy, allowance.mode, allowance.admitted)
     if allowance.admitted:
         return allowance
     unit = "windows" if allowance.policy == "predict" else "requests"

@@ -272,7 +272,7 @@ class HotPath:
         ledger.facts.update(windows=reply.n_windows, arm=served.arm.backend, model_version=version)
         if served.fallback:
             ledger.facts["fallback"] = served.fallback
-        self._metrics.count_prediction(
+        self._metrics.predictions.count_answer(
             version=version,
             arm=served.arm.backend,
             fallback=served.fallback,
@@ -291,7 +291,7 @@ class HotPath:
     def _record_refusal(self, error: Exception, ledger: Ledger) -> None:
         problem = problem_of(error)
         ledger.facts["error"] = problem.code
-        self._metrics.count_refusal(problem.code)
+        self._metrics.predictions.count_refusal(problem.code)
         if problem.status == 502:
             _LOGGER.warning("%s: %s", problem.code, error, extra={"request_id": ledger.request_id})
 

@@ -99,4 +99,4 @@ async def replica_figures(backends: Iterable[Backend]) -> dict[str, Any] | None:
 def _show_replicas(gateway: Gateway, rows: list[dict[str, Any]]) -> None:
     gpu_percent = {str(row["gpu_id"]): float(row["gpu_utilization_percent"]) for row in rows if "gpu_id" in row}
     rejecting = sum(bool(row.get("rejected")) for row in rows)
-    gateway.metrics.show_replicas(len(rows), gpu_percent, rejecting=rejecting)
+    gateway.metrics.arms.show_replicas(len(rows), gpu_percent, rejecting=rejecting)

@@ -26,6 +26,22 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 _MAX_VERSIONS = 32
 
 
+class _Maker:
+    """Makes the series of one application, all in its registry.
+
+    Args:
+        registry: Where they go.
+        is_alone: Whether this process is the only one that counts, so that its histograms may be its own.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, is_alone: bool) -> None:
+        self.counter = partial(Counter, registry=registry)
+        self.gauge = partial(Gauge, registry=registry, multiprocess_mode="livemostrecent")
+        self.worst = partial(Gauge, registry=registry, multiprocess_mode="livemax")
+        kind = BufferedHistogram if is_alone else Histogram
+        self.histogram = partial(kind, registry=registry, buckets=LATENCY_BUCKETS_S)
+
+
 class _Answered(NamedTuple):
     """The series in which the answers of one version and arm are counted."""
 
@@ -34,90 +50,35 @@ class _Answered(NamedTuple):
     windows: Counter
 
 
-class Metrics:
-    """One application's metrics, in a registry of its own so that many applications fit in a process.
+class PredictionMetrics:
+    """What was asked and answered, by whom and in what time."""
 
-    Args:
-        multiproc_dir: Folder in which several workers add up their metrics; the client library must have been
-            imported with PROMETHEUS_MULTIPROC_DIR set. None for a single worker.
-    """
-
-    def __init__(self, multiproc_dir: Path | None = None) -> None:
-        self.registry = CollectorRegistry()
-        self._multiproc_dir = multiproc_dir
+    def __init__(self, make: _Maker) -> None:
         self._versions: set[str] = set()
         self._answered_series: dict[tuple[str, str], _Answered] = {}
-        self._http_series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
-        counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry, multiprocess_mode="livemostrecent")
-        kind = BufferedHistogram if multiproc_dir is None else Histogram
-        histogram = partial(kind, registry=self.registry, buckets=LATENCY_BUCKETS_S)
-
-        by_version = ["model_version"]
-        self._requests = counter(
-            "cnn_lstm_prediction_requests_total", "Prediction requests, answered or refused", by_version
+        self._requests = make.counter(
+            "cnn_lstm_prediction_requests_total", "Prediction requests, answered or refused", ["model_version"]
         )
-        self._latency = histogram(
-            "cnn_lstm_prediction_latency_seconds", "What the caller of an answered prediction waited here", by_version
+        self._latency = make.histogram(
+            "cnn_lstm_prediction_latency_seconds",
+            "What the caller of an answered prediction waited here",
+            ["model_version"],
         )
-        self._errors = counter(
+        self._errors = make.counter(
             "cnn_lstm_prediction_errors_total",
             "Prediction requests refused or failed, by kind",
-            [*by_version, "error_type"],
+            ["model_version", "error_type"],
         )
-        self._gpu = gauge("cnn_lstm_gpu_utilization_percent", "GPU utilization of a replica's device", ["gpu_id"])
-        self._replicas = gauge("cnn_lstm_replicas_total", "Replicas that can answer")
-        self._rejecting = gauge(
-            "cnn_lstm_replicas_rejecting",
-            "Replicas that refused the version they were told to serve, and serve another",
-        )
-
-        stages = histogram(
+        stages = make.histogram(
             "gateway_stage_seconds", "Where answered predictions spent their time", ["stage"], buckets=_STAGE_BUCKETS_S
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self._windows = counter("gateway_windows_total", "Windows predicted, by arm", ["arm"])
-        self._fallbacks = counter(
+        self._windows = make.counter("gateway_windows_total", "Windows predicted, by arm", ["arm"])
+        self._fallbacks = make.counter(
             "gateway_fallbacks_total", "Answers of legacy because Ray Serve failed, by kind of failure", ["reason"]
         )
-        worst = partial(Gauge, registry=self.registry, multiprocess_mode="livemax")
-        self._breakers = worst(
-            "gateway_breaker_state", "Breaker of an arm: 0 closed, 1 recovering, 2 open; of the worst worker", ["arm"]
-        )
-        self._openings = counter(
-            "gateway_breaker_openings_total", "How often an arm's breaker opened, by kind of failure", ["arm", "reason"]
-        )
-        self._retries = counter(
-            "gateway_retries_total", "Groups whose replica was lost, by whether they were sent again", ["outcome"]
-        )
-        self._auth_failures = counter(
-            "gateway_auth_failures_total", "Credentials that did not count, by reason", ["reason"]
-        )
-        self._key_reloads = counter(
-            "gateway_key_reloads_total", "Sets of keys that were taken or refused", ["keys", "outcome"]
-        )
-        self._keys = gauge("gateway_keys", "Keys in force", ["keys"])
-        self._allowances = counter(
-            "gateway_rate_limit_decisions_total",
-            "Requests admitted or refused by a limit, by policy and by who counted",
-            ["policy", "mode", "outcome"],
-        )
-        self._allowance_series: dict[tuple[str, str, bool], Counter] = {}
-        self._limits_local = worst("gateway_rate_limit_local", "1 while Redis is away and each worker counts alone")
-        self._loop_lag = histogram(
-            "gateway_event_loop_lag_seconds", "By how much the event loop is late", buckets=_LAG_BUCKETS_S
-        )
-        self._dropped_lines = counter(
-            "gateway_log_lines_dropped_total", "Log lines that nobody took: a full disk, a closed or slow pipe"
-        )
-        self._http = counter(
-            "http_requests_total", "Requests by method, route template and status", ["method", "handler", "status"]
-        )
-        self._http_latency = histogram(
-            "http_request_duration_seconds", "Duration of requests by route template", ["handler"]
-        )
 
-    def count_prediction(
+    def count_answer(
         self,
         *,
         version: str,
@@ -137,25 +98,57 @@ class Metrics:
         for stage, duration_ms in stages_ms.items():
             self._stages[stage].observe(duration_ms / 1e3)
 
-    def count_auth_failure(self, reason: str) -> None:
-        """Count one credential that did not count; `reason` is one of `app.auth.FAILURES`."""
-        self._auth_failures.labels(reason).inc()
-
-    def count_key_reload(self, what: str, outcome: str, in_force: int) -> None:
-        """Count one set of keys that was taken or refused, and show how many keys are in force now.
-
-        Args:
-            what: `tokens` or `api_keys`.
-            outcome: `taken` or `refused`.
-            in_force: Keys.
-        """
-        self._key_reloads.labels(what, outcome).inc()
-        self._keys.labels(what).set(in_force)
-
     def count_refusal(self, code: str) -> None:
         """Count one prediction request that was refused or failed; `code` is a problem code, a closed set."""
         self._requests.labels(NO_VERSION).inc()
         self._errors.labels(NO_VERSION, code).inc()
+
+    def totals(self) -> dict[str, Any]:
+        """This worker's counts for `/stats`."""
+        return {
+            "predictions": _sum(self._requests) - _sum(self._errors),
+            "refusals": {labels["error_type"]: value for labels, value in _values(self._errors)},
+            "windows": {labels["arm"]: value for labels, value in _values(self._windows)},
+            "fallbacks": {labels["reason"]: value for labels, value in _values(self._fallbacks)},
+        }
+
+    def _answered(self, version: str, arm: str) -> _Answered:
+        """Finding a series by its labels costs as much as counting in it."""
+        label = self._version(version)
+        if (series := self._answered_series.get((label, arm))) is None:
+            series = self._answered_series[label, arm] = _Answered(
+                self._requests.labels(label), self._latency.labels(label), self._windows.labels(arm)
+            )
+        return series
+
+    def _version(self, version: str) -> str:
+        """Versions come from the registry; the bound holds even against a backend that makes them up."""
+        if version not in self._versions:
+            if len(self._versions) >= _MAX_VERSIONS:
+                return "other"
+            self._versions.add(version)
+        return version
+
+
+class ArmMetrics:
+    """How the arms and their replicas are."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._gpu = make.gauge("cnn_lstm_gpu_utilization_percent", "GPU utilization of a replica's device", ["gpu_id"])
+        self._replicas = make.gauge("cnn_lstm_replicas_total", "Replicas that can answer")
+        self._rejecting = make.gauge(
+            "cnn_lstm_replicas_rejecting",
+            "Replicas that refused the version they were told to serve, and serve another",
+        )
+        self._breakers = make.worst(
+            "gateway_breaker_state", "Breaker of an arm: 0 closed, 1 recovering, 2 open; of the worst worker", ["arm"]
+        )
+        self._openings = make.counter(
+            "gateway_breaker_openings_total", "How often an arm's breaker opened, by kind of failure", ["arm", "reason"]
+        )
+        self._retries = make.counter(
+            "gateway_retries_total", "Groups whose replica was lost, by whether they were sent again", ["outcome"]
+        )
 
     def show_breaker(self, arm: str, state: State, reason: str) -> None:
         """Take over the new state of an arm's breaker, and the code of the failure that led to it."""
@@ -166,6 +159,50 @@ class Metrics:
     def count_retry(self, *, is_made: bool) -> None:
         """Count a group of windows that lost its replica: sent once more, or refused by the budget."""
         self._retries.labels("made" if is_made else "over-budget").inc()
+
+    def show_replicas(self, count: int, gpu_percent: Mapping[str, float], *, rejecting: int = 0) -> None:
+        """Take over how many replicas there are, how busy each device is, and how many refused a version."""
+        self._replicas.set(count)
+        self._rejecting.set(rejecting)
+        for gpu_id, percent in gpu_percent.items():
+            self._gpu.labels(gpu_id).set(percent)
+
+
+class AccessMetrics:
+    """Who was let in, by which keys, and how much of that the limits admitted."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._allowance_series: dict[tuple[str, str, bool], Counter] = {}
+        self._failures = make.counter(
+            "gateway_auth_failures_total", "Credentials that did not count, by reason", ["reason"]
+        )
+        self._reloads = make.counter(
+            "gateway_key_reloads_total", "Sets of keys that were taken or refused", ["keys", "outcome"]
+        )
+        self._keys = make.gauge("gateway_keys", "Keys in force", ["keys"])
+        self._allowances = make.counter(
+            "gateway_rate_limit_decisions_total",
+            "Requests admitted or refused by a limit, by policy and by who counted",
+            ["policy", "mode", "outcome"],
+        )
+        self._limits_local = make.worst(
+            "gateway_rate_limit_local", "1 while Redis is away and each worker counts alone"
+        )
+
+    def count_failure(self, reason: str) -> None:
+        """Count one credential that did not count; `reason` is one of `app.auth.FAILURES`."""
+        self._failures.labels(reason).inc()
+
+    def count_reload(self, what: str, outcome: str, in_force: int) -> None:
+        """Count one set of keys that was taken or refused, and show how many keys are in force now.
+
+        Args:
+            what: `tokens` or `api_keys`.
+            outcome: `taken` or `refused`.
+            in_force: Keys.
+        """
+        self._reloads.labels(what, outcome).inc()
+        self._keys.labels(what).set(in_force)
 
     def count_allowance(self, policy: str, mode: str, admitted: bool) -> None:
         """Count what a limit decided; policy and mode are closed sets."""
@@ -179,12 +216,28 @@ class Metrics:
         """Take over whether Redis is away, so that this worker counts alone."""
         self._limits_local.set(away)
 
-    def show_replicas(self, count: int, gpu_percent: Mapping[str, float], *, rejecting: int = 0) -> None:
-        """Take over how many replicas there are, how busy each device is, and how many refused a version."""
-        self._replicas.set(count)
-        self._rejecting.set(rejecting)
-        for gpu_id, percent in gpu_percent.items():
-            self._gpu.labels(gpu_id).set(percent)
+    def failures(self) -> dict[str, int]:
+        """This worker's failures by reason, for `/stats`."""
+        return {labels["reason"]: value for labels, value in _values(self._failures)}
+
+
+class HttpMetrics:
+    """Every HTTP request, and how well the process keeps up with them."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._series: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._requests = make.counter(
+            "http_requests_total", "Requests by method, route template and status", ["method", "handler", "status"]
+        )
+        self._latency = make.histogram(
+            "http_request_duration_seconds", "Duration of requests by route template", ["handler"]
+        )
+        self._loop_lag = make.histogram(
+            "gateway_event_loop_lag_seconds", "By how much the event loop is late", buckets=_LAG_BUCKETS_S
+        )
+        self._dropped_lines = make.counter(
+            "gateway_log_lines_dropped_total", "Log lines that nobody took: a full disk, a closed or slow pipe"
+        )
 
     def count_request(self, *, method: str, route: str, status: str, seconds: float) -> None:
         """Count one HTTP request.
@@ -196,8 +249,8 @@ class Metrics:
             seconds: From the request's arrival to the end of the answer.
         """
         key = method if method in METHODS else "other", route, status
-        if (series := self._http_series.get(key)) is None:
-            series = self._http_series[key] = self._http.labels(*key), self._http_latency.labels(route)
+        if (series := self._series.get(key)) is None:
+            series = self._series[key] = self._requests.labels(*key), self._latency.labels(route)
         requests, latency = series
         requests.inc()
         latency.observe(seconds)
@@ -219,6 +272,24 @@ class Metrics:
         """Count log lines that could not be written; from any thread."""
         self._dropped_lines.inc(count)
 
+
+class Metrics:
+    """One application's metrics, in a registry of its own so that many applications fit in a process.
+
+    Args:
+        multiproc_dir: Folder in which several workers add up their metrics; the client library must have been
+            imported with PROMETHEUS_MULTIPROC_DIR set. None for a single worker.
+    """
+
+    def __init__(self, multiproc_dir: Path | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self._multiproc_dir = multiproc_dir
+        make = _Maker(self.registry, is_alone=multiproc_dir is None)
+        self.predictions = PredictionMetrics(make)
+        self.arms = ArmMetrics(make)
+        self.access = AccessMetrics(make)
+        self.http = HttpMetrics(make)
+
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes; over all workers where there are several."""
         return generate_latest(self.registry) if self._multiproc_dir is None else read_metrics(self._multiproc_dir)
@@ -231,30 +302,7 @@ class Metrics:
 
     def totals(self) -> dict[str, Any]:
         """This worker's counts for `/stats`."""
-        return {
-            "predictions": _sum(self._requests) - _sum(self._errors),
-            "refusals": {labels["error_type"]: value for labels, value in _values(self._errors)},
-            "auth_failures": {labels["reason"]: value for labels, value in _values(self._auth_failures)},
-            "windows": {labels["arm"]: value for labels, value in _values(self._windows)},
-            "fallbacks": {labels["reason"]: value for labels, value in _values(self._fallbacks)},
-        }
-
-    def _answered(self, version: str, arm: str) -> _Answered:
-        """Finding a series by its labels costs as much as counting in it."""
-        label = self._version(version)
-        if (series := self._answered_series.get((label, arm))) is None:
-            series = self._answered_series[label, arm] = _Answered(
-                self._requests.labels(label), self._latency.labels(label), self._windows.labels(arm)
-            )
-        return series
-
-    def _version(self, version: str) -> str:
-        """Versions come from the registry; the bound holds even against a backend that makes them up."""
-        if version not in self._versions:
-            if len(self._versions) >= _MAX_VERSIONS:
-                return "other"
-            self._versions.add(version)
-        return version
+        return {**self.predictions.totals(), "auth_failures": self.access.failures()}
 
 
 def _values(counter: Counter) -> Iterable[tuple[dict[str, str], int]]:

@@ -90,7 +90,7 @@ class Edge:
             await problem_response(error, scope["path"], ledger.request_id)(scope, receive, stamp)
         finally:
             if template is not None:
-                self._metrics.count_request(
+                self._metrics.http.count_request(
                     method=scope["method"],
                     route=template,
                     status=str(status or 499),

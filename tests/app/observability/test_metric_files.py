@@ -15,10 +15,12 @@ from pathlib import Path
 from app.backends.breaker import State
 from app.observability.metrics import Metrics
 metrics = Metrics(Path(sys.argv[1]))
-metrics.count_prediction(version="1", arm="legacy", fallback=None, windows=3, seconds=0.03, stages_ms={"model": 20.0})
-metrics.show_limits_local(sys.argv[2] == "ill")
-metrics.show_breaker("legacy", State.OPEN if sys.argv[2] == "ill" else State.CLOSED, "unavailable")
-metrics.show_replicas(7 if sys.argv[2] == "ill" else 2, {})
+metrics.predictions.count_answer(
+    version="1", arm="legacy", fallback=None, windows=3, seconds=0.03, stages_ms={"model": 20.0}
+)
+metrics.access.show_limits_local(sys.argv[2] == "ill")
+metrics.arms.show_breaker("legacy", State.OPEN if sys.argv[2] == "ill" else State.CLOSED, "unavailable")
+metrics.arms.show_replicas(7 if sys.argv[2] == "ill" else 2, {})
 print(os.getpid())
 """
 

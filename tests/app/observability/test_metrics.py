@@ -14,7 +14,7 @@ from app.observability.metrics import Metrics
 
 def count(metrics: Metrics, version: str, n: int = 1) -> None:
     for _ in range(n):
-        metrics.count_prediction(
+        metrics.predictions.count_answer(
             version=version, arm="ray_serve", fallback=None, windows=2, seconds=0.03, stages_ms={"model": 20.0}
         )
 
@@ -30,7 +30,7 @@ def test_made_up_versions_and_reasons_are_bounded() -> None:
     metrics = Metrics()
     for version in range(1000):
         count(metrics, f"v{version}")
-        metrics.count_prediction(
+        metrics.predictions.count_answer(
             version="1", arm="legacy", fallback=f"made-up-{version}", windows=1, seconds=0.0, stages_ms={}
         )
     text = metrics.exposition()
@@ -44,10 +44,10 @@ from pathlib import Path
 from app.observability.metrics import Metrics
 metrics = Metrics(Path(sys.argv[1]))
 for _ in range(int(sys.argv[2])):
-    metrics.count_prediction(
+    metrics.predictions.count_answer(
         version="1", arm="ray_serve", fallback=None, windows=3, seconds=0.03, stages_ms={"model": 20.0}
     )
-metrics.show_replicas(int(sys.argv[2]), {})
+metrics.arms.show_replicas(int(sys.argv[2]), {})
 sys.stdout.buffer.write(metrics.exposition())
 """
 
