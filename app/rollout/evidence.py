@@ -9,7 +9,8 @@ from typing import Literal
 Side = Literal["stable", "canary"]
 SIDES: tuple[Side, ...] = ("stable", "canary")
 
-# Upper bounds of the latency buckets in seconds, each a tenth above the one before: 1 ms to 4.4 s, then one for the rest.
+# Upper bounds of the latency buckets in seconds, each a tenth above the one before, from 1 ms to 4.4 s; one more takes
+# the rest.
 LATENCY_BOUNDS_S: tuple[float, ...] = tuple(0.001 * 1.1**i for i in range(89))
 
 N_CLASSES = 3
