@@ -1,10 +1,11 @@
-"""Small files that several processes change: one at a time, in one step, and on the disk when it is done."""
+"""Small files: changed by one process at a time, in one step, and read only where nobody else may do with them."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -53,6 +54,31 @@ def replace_file(path: Path, content: bytes) -> None:
         os.unlink(name)  # a full disk must not fill with what did not fit
         raise
     _sync_folder(path.parent)
+
+
+def read_closed_file(path: Path, *, max_bytes: int, forbidden_mode: int) -> bytes:
+    """The content of a file with which others may not do what they must not.
+
+    Args:
+        path: Of the file.
+        max_bytes: Largest content.
+        forbidden_mode: Permission bits that it must not have, 0o077 for a secret.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no plain file, too large, or has one of those bits.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for its writer
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
+        if not stat.S_ISREG(mode):
+            raise ValueError("it is no plain file")
+        if mode & forbidden_mode:
+            raise ValueError(f"it is open to others; run: chmod {0o666 & ~forbidden_mode:o} {path}")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
+    return content
 
 
 def _lock(descriptor: int, path: Path, deadline: float) -> None:

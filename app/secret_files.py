@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 import tempfile
 from collections import Counter
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from app.files import read_closed_file
+
 _MIN_SECRET_BYTES = 32
+_MAX_FILE_BYTES = 64 << 10
+_CLOSED = 0o077
 _MIN_BITS_PER_BYTE = 3.5
 # Words that make a long secret guessable all the same; compared in lower case, without punctuation.
 _COMMON_SECRET_WORDS = (
@@ -45,19 +48,14 @@ def read_secret_file(path: Path) -> bytes:
     """Read a secret from a file that only its owner may read; a trailing line end is not part of it.
 
     Raises:
-        ValueError: No such file, no plain one, or one that its group or others may open.
+        ValueError: No such file, no plain or a large one, or one that its group or others may open.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
-            if not stat.S_ISREG(mode):
-                raise ValueError(f"the secret file {path} is no plain file")
-            secret = file.read(65536)
+        secret = read_closed_file(path, max_bytes=_MAX_FILE_BYTES, forbidden_mode=_CLOSED)
     except OSError as error:
         raise ValueError(f"cannot read the secret file {path}: {error.strerror}") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise ValueError(f"the secret file {path} can be opened by others; run: chmod 600 {path}")
+    except ValueError as error:
+        raise ValueError(f"the secret file {path}: {error}") from error
     return secret.rstrip(b"\r\n")
 
 

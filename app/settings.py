@@ -1,32 +1,24 @@
-"""The only reader of the environment: every setting of the gateway, its default, its range and what it is for."""
+"""Every setting of the gateway: its default, its range and what it is for; `app.environment` reads them."""
 
 from __future__ import annotations
 
-import ctypes
-import ipaddress
-import os
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.secret_files import check_secret, read_secret_file
 from app.shared.address import RedisAddress, parse_redis_url
-from app.urls import HOST, check_key_url, check_origin
-from serve_app.serve_config import FAULT_ENGINE, EngineName
+from app.urls import check_key_url, check_origin, check_proxies, is_host
+from serve_app.serve_config import FAULT_ENGINE, STUB_ENGINES, EngineName
 
 PREFIX = "GATEWAY_"
 MIN_STICKY_KEY_BYTES, MAX_STICKY_KEY_BYTES = 16, 64  # of BLAKE2b, the longest is its own
 
 
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
-_LEAST_PREFIX = {4: 8, 6: 16}  # of networks of proxies, by version of the protocol; in bits
-_MAPPED_BITS = 96  # before the IPv4 address (RFC 4291, section 2.5.5.2)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
@@ -195,7 +187,7 @@ class Settings(BaseSettings):
     prod: bool = Field(
         False,
         validation_alias=AliasChoices("PROD", "prod"),
-        description="Refuse whatever is there for tests of faults alone.",
+        description="Refuse whatever is there for tests and measurements alone.",
     )
     fault_file: Path | None = Field(
         None, description="What the engine faulty is told by, which fails on purpose. Empty: there are no faults."
@@ -219,18 +211,13 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _check_trusted_proxies(cls, value: frozenset[str]) -> frozenset[str]:
-        try:
-            networks = [_network(proxy) for proxy in value]
-        except ValueError:
-            raise ValueError("must be addresses or networks, such as 10.0.0.7 or 10.0.0.0/24") from None
-        if any(network.prefixlen < _LEAST_PREFIX[network.version] for network in networks) or _hold_all(networks):
-            raise ValueError("must not hold so many addresses: anybody could then say to be anybody")
+        check_proxies(value)
         return value
 
     @field_validator("allowed_hosts")
     @classmethod
     def _check_allowed_hosts(cls, value: frozenset[str]) -> frozenset[str]:
-        if not all(HOST.fullmatch(host.strip("[]")) for host in value):
+        if not all(is_host(host.strip("[]")) for host in value):
             raise ValueError("must be names or addresses in lower case, without ports")
         return value
 
@@ -375,8 +362,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_faults(self) -> Settings:
-        if self.prod and (self.engine == FAULT_ENGINE or self.fault_file is not None):
-            raise ValueError(f"with PROD=1 there is no engine {FAULT_ENGINE} and no GATEWAY_FAULT_FILE")
+        if self.prod and (self.engine in STUB_ENGINES or self.fault_file is not None):
+            raise ValueError(
+                f"with PROD=1 there is none of the engines {', '.join(STUB_ENGINES)}, and no GATEWAY_FAULT_FILE"
+            )
         if self.engine == FAULT_ENGINE and self.fault_file is None:
             raise ValueError(f"GATEWAY_ENGINE={FAULT_ENGINE} needs GATEWAY_FAULT_FILE")
         return self
@@ -386,7 +375,7 @@ class Settings(BaseSettings):
         try:
             return type(self).model_validate({**self.model_dump(), **values})
         except ValidationError as error:
-            raise ConfigError(_one_line(error)) from None
+            raise ConfigError(one_line(error)) from None
 
     def redis_address(self) -> RedisAddress | None:
         """The shared Redis, None where there is none."""
@@ -431,20 +420,6 @@ class Settings(BaseSettings):
         return self._file_secret
 
 
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """An address or network; one of IPv4 addresses that are written as IPv6 is the one of IPv4."""
-    network = ipaddress.ip_network(text)
-    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
-    if mapped is None or network.prefixlen < _MAPPED_BITS:
-        return network
-    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
-
-
-def _hold_all(networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    four = [network for network in networks if isinstance(network, ipaddress.IPv4Network)]
-    return any(network.prefixlen == 0 for network in ipaddress.collapse_addresses(four))
-
-
 def variable_of(field: str) -> str:
     """The environment variable of a field of `Settings`."""
     alias = Settings.model_fields[field].validation_alias
@@ -453,59 +428,8 @@ def variable_of(field: str) -> str:
     return f"{PREFIX}{field.upper()}"
 
 
-def load_settings(env_file: str | Path | None = ".env") -> Settings:
-    """Read the settings, and leave in the environment what child processes and libraries shall see: no secrets.
-
-    Args:
-        env_file: File of KEY=value lines that is read too where it exists; the environment wins over it.
-
-    Raises:
-        ConfigError: A value is wrong or a name unknown.
-    """
-    in_file = dotenv_values(env_file) if env_file is not None and Path(env_file).is_file() else {}
-    _refuse_unknown([*in_file, *os.environ])
-    try:
-        settings = Settings(_env_file=env_file)  # type: ignore[call-arg]  # pydantic-settings' own parameter
-    except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None  # the cause would carry the values, secrets among them
-    except OSError as error:
-        raise ConfigError(f"cannot read {env_file}: {error.strerror}") from error
-    for field in ("jwt_secret", "sticky_key", "redis_url"):
-        _forget(variable_of(field))
-    for field in ("ray_auth_token_path", "multiproc_dir"):
-        _export(variable_of(field), getattr(settings, field))
-    return settings
-
-
-def _forget(name: str) -> None:
-    """Take a secret out of the environment, and out of the copy of it that /proc shows for as long as we run."""
-    value = os.environ.get(name)
-    if value is None:
-        return
-    libc = ctypes.CDLL(None)
-    libc.getenv.restype = ctypes.c_void_p
-    if address := libc.getenv(name.encode()):
-        ctypes.memset(address, ord("x"), len(os.fsencode(value)))
-    del os.environ[name]
-
-
-def _export(name: str, path: Path | None) -> None:
-    """Let libraries that read the environment themselves see what we read: of a `.env` file, and nothing for empty."""
-    if path is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = str(path)
-
-
-def _refuse_unknown(names: Iterable[str]) -> None:
-    known = {variable_of(field) for field in Settings.model_fields}
-    for name in sorted(names):
-        if name.startswith(PREFIX) and name not in known:
-            similar = get_close_matches(name, known, n=1)
-            raise ConfigError(f"unknown setting {name}" + (f"; did you mean {similar[0]}?" if similar else ""))
-
-
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError) -> str:
+    """What is wrong, by the names that the operator knows, without the values: secrets may be among them."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(_fault(fault["loc"], fault["msg"]) for fault in faults)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -25,6 +26,25 @@ BREACHES = {
     "the routes import the engine": ("app/api/hot.py", "import serve_app.engine"),
     "the routes open the registry": ("app/api/ops.py", "import serve_app.registry"),
 }
+
+
+def environment_readings(source: str) -> list[int]:
+    """Lines in which a variable is read; to hand the whole environment on, or set one for a child, is no reading."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="getenv")):
+                lines.append(node.lineno)
+            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="environ"), attr="get" | "pop" | "setdefault")):
+                lines.append(node.lineno)
+            case ast.Subscript(value=ast.Attribute(attr="environ"), ctx=ast.Load()):
+                lines.append(node.lineno)
+    return lines
+
+
+def test_one_module_reads_the_environment() -> None:
+    readers = {path.name for path in (ROOT / "app").rglob("*.py") if environment_readings(path.read_text())}
+    assert readers == {"environment.py"}
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from app.auth.api_keys import MAX_KEYS, MAX_TABLE_BYTES, ApiKey, ApiKeys, ApiKeysRefused, read_table, write_table
 from app.auth.reload import Background, Outcome, SourceRecord
 from app.auth.watched_file import WatchedFile
-from app.files import locked, replace_file
+from app.files import locked, read_closed_file, replace_file
 from app.secret_files import write_once
 
 POLL_S = 0.25
@@ -172,6 +172,4 @@ class ApiKeyReloader:
 
 
 def _closed_file(path: Path, max_bytes: int) -> bytes:
-    text = WatchedFile(path, max_bytes=max_bytes, forbidden_mode=_CLOSED).look()
-    assert text is not None, "a first look gives the content"
-    return text
+    return read_closed_file(path, max_bytes=max_bytes, forbidden_mode=_CLOSED)

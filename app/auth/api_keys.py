@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.auth.principal import Principal, read_models, read_name, read_optional_name, read_scopes
-from app.auth.strict_json import MALFORMED, parse_object
+from app.auth.strict_json import MALFORMED, parse_object, read_time
 from app.errors import Unauthenticated
 
 PREFIX = "gk_"
@@ -28,7 +28,6 @@ MAX_TABLE_BYTES = 8 << 20
 _KEY = re.compile(r"gk_([a-z2-7]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 _ID = re.compile(r"[a-z2-7]{8}", re.ASCII)
 _FORMAT = 1
-_MAX_TIME = 1 << 53
 _NOBODY = bytes(hashlib.sha256().digest_size)
 
 
@@ -189,11 +188,5 @@ def _read_row(row: dict[str, Any]) -> ApiKey:
         scopes=read_scopes(row["scopes"]),
         models=None if row["models"] is None else read_models(row["models"]),
     )
-    expires_at = None if row["expires_at"] is None else _time(row["expires_at"])
-    return ApiKey(row["id"], digest, principal, _time(row["created_at"]), expires_at)
-
-
-def _time(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_TIME:
-        raise ValueError("a time must be an integer")
-    return value
+    expires_at = None if row["expires_at"] is None else read_time(row["expires_at"])
+    return ApiKey(row["id"], digest, principal, read_time(row["created_at"]), expires_at)

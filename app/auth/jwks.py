@@ -7,7 +7,6 @@ whole set.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 
 from app.auth.jws import decode_canonical
-from app.auth.keys import FOREVER, Key, KeySet
-from app.auth.strict_json import MALFORMED, parse_object
+from app.auth.keys import Key, KeySet, is_key_id
+from app.auth.strict_json import FOREVER, MALFORMED, parse_object
 
 MAX_JWKS_BYTES = 64 << 10
 
@@ -25,7 +24,6 @@ _MAX_KEYS = 32
 _MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 8192
 _MIN_EXPONENT, _MAX_EXPONENT = 65537, 1 << 32  # FIPS 186-5, section 5.1, and what a 32-bit implementation can hold
 _COORDINATE_BYTES = 32
-_KID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 # RFC 7518, sections 6.2.2, 6.3.2 and 6.4.1.
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 
@@ -70,7 +68,7 @@ def _add(keys: dict[str | None, Key], row: dict[str, Any]) -> None:
     if build is None:
         return
     kid = row.get("kid")
-    if not isinstance(kid, str) or not _KID.fullmatch(kid):
+    if not isinstance(kid, str) or not is_key_id(kid):
         raise KeysRefused("`kid` must be 1 to 64 letters, digits, hyphens and underscores")
     if kid in keys:
         raise KeysRefused("its `kid` is another key's too")

@@ -11,7 +11,7 @@ import base64
 import re
 from typing import NamedTuple
 
-from app.auth.keys import Key, KeySet
+from app.auth.keys import Key, KeySet, is_key_id
 from app.auth.strict_json import MALFORMED, parse_object
 from app.errors import Unauthenticated
 
@@ -19,7 +19,6 @@ MAX_TOKEN_CHARS = 4096
 
 _MAX_HEADER_CHARS = 512
 _TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)", re.ASCII)
-_KID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _HEADER_NAMES = frozenset({"alg", "typ", "kid", "cty"})
 _TYPES = frozenset({"JWT", "at+jwt"})
 
@@ -98,6 +97,6 @@ def _read_header(text: bytes) -> tuple[str | None, str]:
     if header.get("typ", "JWT") not in _TYPES:
         raise ValueError("typ")
     kid = header.get("kid")
-    if kid is not None and not _KID.fullmatch(kid):
+    if kid is not None and not is_key_id(kid):
         raise ValueError("kid")
     return kid, header["alg"]

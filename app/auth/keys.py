@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jose import jwk
 from jose.exceptions import JOSEError
 
-FOREVER = 1 << 53
+from app.auth.strict_json import FOREVER
+
+_KID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+
+def is_key_id(text: str) -> bool:
+    """Whether a key may be named so: letters, digits, hyphens and underscores, 1 to 64 of them."""
+    return _KID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

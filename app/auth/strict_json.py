@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+FOREVER = 1 << 53  # past every time that JSON can say exactly (RFC 7493, section 2.2)
+
 # All that parsing hostile text can throw.
 MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
@@ -30,3 +32,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError("NaN and Infinity are not JSON")
+
+
+def read_time(value: Any) -> int:
+    """Seconds since the epoch. Raises `ValueError` for what is no integer from 0 up to, not with, `FOREVER`."""
+    if type(value) is not int or not 0 <= value < FOREVER:  # a bool is an int to isinstance
+        raise ValueError("a time must be an integer")
+    return value

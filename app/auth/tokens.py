@@ -13,13 +13,11 @@ from jose import jws as jose_jws
 from app.auth.jws import key_of, take_apart
 from app.auth.keys import Key, KeySet
 from app.auth.principal import Principal, read_models, read_name, read_optional_name, read_scopes
-from app.auth.strict_json import MALFORMED, parse_object
+from app.auth.strict_json import MALFORMED, parse_object, read_time
 from app.errors import IdentityUnavailable, Unauthenticated
 
 LEEWAY_S = 30
 MAX_LIFETIME_S = 24 * 3600
-
-_MAX_TIME = 1 << 53
 
 
 class _Verified(NamedTuple):
@@ -168,15 +166,9 @@ def _validity(claims: dict[str, Any], key: Key) -> tuple[int, int]:
 
     `exp` is not part of its token's life (RFC 7519, section 4.1.4), `nbf` is.
     """
-    issued_at, expires_at = _time(claims["iat"]), _time(claims["exp"])
-    not_before = _time(claims.get("nbf", issued_at))
+    issued_at, expires_at = read_time(claims["iat"]), read_time(claims["exp"])
+    not_before = read_time(claims.get("nbf", issued_at))
     if not 0 < expires_at - issued_at <= MAX_LIFETIME_S:
         raise ValueError("lifetime")
     valid_from = max(issued_at, not_before) - LEEWAY_S
     return max(valid_from, key.not_before), min(expires_at + LEEWAY_S, key.not_after)
-
-
-def _time(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_TIME:  # a bool is an int to isinstance
-        raise ValueError("a time must be an integer")
-    return value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
+
+from app.files import read_closed_file
 
 Stamp = tuple[int, ...]
 
@@ -41,7 +41,7 @@ class WatchedFile:
             stamp = _stamp(self.path)
             if stamp == self._settled:
                 return None
-            content = self._read()
+            content = read_closed_file(self.path, max_bytes=self._max_bytes, forbidden_mode=self._forbidden_mode)
         except (OSError, ValueError):
             self.forget()  # once it is well again, that is a change
             raise
@@ -55,20 +55,6 @@ class WatchedFile:
     def forget(self) -> None:
         """Have the next look give the content whatever was seen before."""
         self._settled = self._content = None
-
-    def _read(self) -> bytes:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(descriptor).st_mode  # of the very file that is read, not of its name
-            if not stat.S_ISREG(mode):
-                raise ValueError("it is no plain file")
-            if mode & self._forbidden_mode:
-                allowed = 0o666 & ~self._forbidden_mode
-                raise ValueError(f"it is open to others; run: chmod {allowed:o} {self.path}")
-            content = file.read(self._max_bytes + 1)
-        if len(content) > self._max_bytes:
-            raise ValueError(f"it has more than {self._max_bytes} bytes")
-        return content
 
 
 def _stamp(path: Path) -> Stamp:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from app import development
 from app.cli.terminal import EX_CONFIG, fail
-from app.settings import Settings, load_settings
+from app.environment import load_settings
+from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.client import GatewayClient

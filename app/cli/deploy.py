@@ -151,12 +151,12 @@ def _known(settings: Settings, version: str) -> str:
 
 def fault_file_of(settings: Settings, engine: str) -> str | None:
     """What the engine that fails on purpose is told by, None for every other engine."""
-    from serve_app.serve_config import FAULT_ENGINE
+    from serve_app.serve_config import FAULT_ENGINE, STUB_ENGINES
 
+    if settings.prod and engine in STUB_ENGINES:
+        fail(f"with PROD=1 there is no engine {engine}", EX_CONFIG)
     if engine != FAULT_ENGINE:
         return None
-    if settings.prod:
-        fail(f"with PROD=1 there is no engine {FAULT_ENGINE}", EX_CONFIG)
     if settings.fault_file is None:
         fail(f"the engine {FAULT_ENGINE} needs GATEWAY_FAULT_FILE", EX_CONFIG)
     return str(settings.fault_file.resolve())

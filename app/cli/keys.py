@@ -14,7 +14,7 @@ from rich.table import Table
 from app.cli.access import known_scopes
 from app.cli.options import AsJson, Models, Tenant
 from app.cli.terminal import EX_CONFIG, err, fail, out
-from app.settings import load_settings
+from app.environment import load_settings
 
 if TYPE_CHECKING:
     from app.auth import ApiKeyFile

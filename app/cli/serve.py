@@ -20,7 +20,8 @@ from app.cli.access import lacks_identity, mint
 from app.cli.deploy import served_model
 from app.cli.registry import registry_of
 from app.cli.terminal import EX_CONFIG, err, fail, out
-from app.settings import Settings, load_settings, variable_of
+from app.environment import load_settings
+from app.settings import Settings, variable_of
 
 
 def serve(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+from app.urls import is_host
+
 _PATH = re.compile(r"/[^\x00-\x1f\x7f]{1,106}")  # what an address of a Unix socket can hold
 _DATABASE = re.compile(r"/?([0-9]{1,4})?", re.ASCII)
 
@@ -58,7 +59,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         return RedisAddress("unix", path=path, database=database, username=username, password=password)
     if parts.scheme not in {"redis", "rediss"}:
         raise ValueError("must begin with redis://, rediss:// or unix://")
-    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
+    if not is_host(parts.hostname or "") or port == 0:
         raise ValueError("must name a host and, unless it is 6379, a port")
     if parts.query:
         raise ValueError("takes no parameters; time limits and TLS have settings of their own or none")

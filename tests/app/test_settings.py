@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.settings import ConfigError, Settings, load_settings, variable_of
+from app.environment import load_settings
+from app.settings import ConfigError, Settings, variable_of
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 GOOD_SECRET = "pR8-vQ2mZxT5nK0bLw7yHdJ4sGfA9cUeE1iN6oXr3tVq"
@@ -275,6 +276,15 @@ def test_what_fails_on_purpose_needs_its_file_and_is_refused_in_production(monke
 )
 def test_keys_may_come_by_https_and_from_this_machine(url: str) -> None:
     assert Settings(_env_file=None, jwt_jwks_url=url).judges_by_public_keys
+
+
+@pytest.mark.parametrize("engine", ["noop", "sleep"])
+def test_what_has_no_model_is_refused_in_production(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.setenv("GATEWAY_ENGINE", engine)
+    assert load_settings().engine == engine
+    monkeypatch.setenv("PROD", "1")
+    with pytest.raises(ConfigError, match="PROD=1"):
+        load_settings()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.auth import KeyFile, KeySet, KeyUrl, key_sources
+from app.auth import KeyFile, KeySet, KeyUrl, key_sources, watched_file
 from app.auth.jwks import KeysRefused
 from app.auth.watched_file import WatchedFile
 from tests.app.auth.issuer import certificate, issuing
@@ -104,7 +104,7 @@ async def test_a_change_within_one_tick_of_the_file_system_s_clock_is_seen(
 def test_a_file_that_rests_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = WatchedFile(path, max_bytes=1 << 16, forbidden_mode=0o022)
     assert [file.look() is None for _ in range(3)] == [False, True, True]
-    monkeypatch.setattr(file, "_read", None)
+    monkeypatch.setattr(watched_file, "read_closed_file", None)
     assert file.look() is None
 
 

@@ -57,7 +57,9 @@ def test_an_engine_that_fails_on_purpose_is_deployed_with_its_file_and_never_in_
     result = sluice(*words, cwd=tmp_path, GATEWAY_FAULT_FILE="fault.json", **where)
     (application,) = json.loads(result.stdout)["applications"]
     assert application["deployments"][0]["user_config"]["fault_file"] == str(tmp_path / "fault.json")
-    assert_one_plain_line(sluice(*words, cwd=tmp_path, PROD="1", **where), EX_CONFIG, "PROD=1")
+    for engine in ("faulty", "noop", "sleep"):
+        words = ("deploy", "--dry-run", "--engine", engine)
+        assert_one_plain_line(sluice(*words, cwd=tmp_path, PROD="1", **where), EX_CONFIG, "PROD=1")
 
 
 def test_a_registry_that_is_not_there_is_named(tmp_path: Path) -> None:
