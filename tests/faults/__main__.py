@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import signal
 import sys
-import time
-import traceback
 from pathlib import Path
 
 from app.local_ray import LOCAL_ENV
 from tests.faults import report
 from tests.faults.catalogue import ALL
 from tests.faults.laboratory import Laboratory
-from tests.faults.scenario import Row, Scenario, run, undone
+from tests.faults.scenario import Row, Scenario, run
 
 FOLDER = Path(".bench") / "faults"
+LEDGERS = FOLDER / "ledgers"
 PAGE = Path("docs") / "faults.md"
 
 
@@ -39,7 +37,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     rows = try_all(chosen)
     print("\n" + report.table(rows))
-    print(f"{FOLDER / 'faults.md'} says what became of each promise, {FOLDER / 'ledgers'} of each request")
+    print(f"{FOLDER / 'faults.md'} says what became of each promise, {LEDGERS} of each request")
     return 0 if len(rows) == len(chosen) and all(row.kept for row in rows) else 1
 
 
@@ -63,27 +61,11 @@ def try_all(chosen: list[Scenario]) -> list[Row]:
     rows = []
     with Laboratory() as lab:
         for scenario in chosen:
-            row = _try(scenario, lab)
+            row = run(scenario, lab, LEDGERS)
             rows.append(row)
             report.write(report.merge(report.read(FOLDER), row, [each.name for each in ALL]), FOLDER)
+            print(report.line(row), f"({row.took_s:.0f} s)", *row.findings, sep="\n    ", flush=True)
     return rows
-
-
-def _try(scenario: Scenario, lab: Laboratory) -> Row:
-    """One scenario; one that cannot even be done is broken, and does not keep the others from being tried."""
-    began = time.monotonic()
-    try:
-        row = run(scenario, lab, FOLDER / "ledgers")
-    except Exception as error:
-        traceback.print_exc()
-        print(lab.last_words(), file=sys.stderr)
-        with contextlib.suppress(Exception):  # it has just been printed
-            lab.renew()
-        row = undone(scenario, f"{type(error).__name__}: {error}".splitlines()[0], time.monotonic() - began)
-    print(report.line(row), f"({row.took_s:.0f} s)", flush=True)
-    for finding in row.findings:
-        print(f"    {finding}", flush=True)
-    return row
 
 
 def _circumstances() -> str:

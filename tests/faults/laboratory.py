@@ -18,10 +18,9 @@ from typing import Any, Self
 
 from app.local_ray import LocalRay, descendants
 from app.serve_api import ServeApi
-from serve_app.contract import APP_NAME
 from serve_app.serve_config import ServedApplication, ServedModel, build_config
 from tests.faults.toxic import ToxicProxy
-from tests.integration.processes import ROOT, GatewayProcess
+from tests.integration.processes import ROOT, GatewayProcess, command_of, replica_pids
 from tests.integration.redis_server import RedisServer
 
 RUNNING_TIMEOUT_S = 120.0
@@ -145,16 +144,9 @@ class Laboratory:
         """What is deployed is not what it was."""
         self._deployed = None
 
-    def replicas(self) -> dict[int, str]:
-        """Process id and state of every replica of our application."""
-        with self.api() as api:
-            deployments = api.application(APP_NAME).get("deployments", {}).values()
-        replicas = [replica for each in deployments for replica in each["replicas"]]
-        return {replica["pid"]: replica["state"] for replica in replicas if replica.get("pid")}  # none while it starts
-
     def running_replicas(self) -> list[int]:
-        """Process ids; Serve says of a dead one for a while that it runs."""
-        return [pid for pid, state in self.replicas().items() if state == "RUNNING" and command_of(pid)]
+        """Process ids."""
+        return replica_pids(self.cluster)
 
     def cluster_process(self, word: str) -> int:
         """The process of the cluster with this word in its command line or its title."""
@@ -189,9 +181,9 @@ class Laboratory:
             self._gateway.stop()
             self._gateway = None
 
-    def last_words(self, n_chars: int = 3000) -> str:
-        """The end of the gateway's log."""
-        return "" if self._gateway is None else self._gateway.log.read_text(errors="replace")[-n_chars:]
+    def newest_log(self) -> Path | None:
+        """Of the gateways so far, the one that wrote last."""
+        return max(self.folder.glob("*/gateway.log"), key=lambda log: log.stat().st_mtime, default=None)
 
     # -- Redis and the network ----------------------------------------------------------------------------------------
 
@@ -205,13 +197,6 @@ class Laboratory:
         proxy = ToxicProxy(port)
         self.afterwards(proxy.close)
         return proxy
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def bridges_of(gateway: GatewayProcess) -> list[int]:

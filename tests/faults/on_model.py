@@ -11,7 +11,7 @@ from typing import Any
 from tests.faults.laboratory import Laboratory, stub_application
 from tests.faults.on_gateway import answers_of
 from tests.faults.on_ray import see_all_replicas
-from tests.faults.promises import from_arm, gateway_lives, in_time, noted, nothing_lost, only, recovers
+from tests.faults.promises import all_answered, from_arm, gateway_lives, in_time, noted, nothing_lost, only, recovers
 from tests.faults.scenario import Floor, Scenario, Step
 from tests.faults.stages import body, desks, serving
 from tests.integration.open_loop import Stream
@@ -73,9 +73,7 @@ def output_not_a_number() -> Scenario:
         seconds=8.0,
         script=[Step(2.0, "the NaN", behave("nan")), Step(5.0, "the cure", behave("ok"))],
         promises=[
-            nothing_lost,
-            in_time,
-            only(200, 502, 503),
+            *all_answered(200, 502, 503),
             only(502, 503, since="the NaN", until="the cure", skip_s=0.2),
             recovers("the cure", 10.0),
         ],
@@ -92,7 +90,7 @@ def output_not_a_number_with_legacy() -> Scenario:
         streams=desks(40),
         seconds=8.0,
         script=[Step(2.0, "the NaN", behave("nan")), Step(5.0, "the cure", behave("ok"))],
-        promises=[nothing_lost, in_time, only(200), from_arm("legacy", since="the NaN", until="the cure", share=0.9)],
+        promises=[*all_answered(200), from_arm("legacy", since="the NaN", until="the cure", share=0.9)],
         tail_s=4.0,
     )
 
@@ -126,7 +124,7 @@ def large_batches_out_of_memory() -> Scenario:
         streams=desks(20, windows=20),
         seconds=8.0,
         script=[Step(2.0, "the shortage", behave("oom", above_windows=16)), Step(6.0, "the cure", behave("ok"))],
-        promises=[nothing_lost, in_time, only(200)],
+        promises=[*all_answered(200)],
     )
 
 
@@ -145,9 +143,7 @@ def out_of_memory() -> Scenario:
             Step(2.0, "the return of all", see_all_replicas),
         ],
         promises=[
-            nothing_lost,
-            in_time,
-            only(200, 503, 504),
+            *all_answered(200, 503, 504),
             noted("replaced", bool, "a replica that was out of memory again and again was replaced: {}"),
             recovers("the cure", 15.0),
             gateway_lives,
@@ -170,7 +166,7 @@ def model_hangs() -> Scenario:
             Step(2.0, "the cure", behave("ok")),
             Step(2.0, "the return of all", see_all_replicas),
         ],
-        promises=[nothing_lost, in_time, only(200, 503, 504), recovers("the cure", 10.0), gateway_lives],
+        promises=[*all_answered(200, 503, 504), recovers("the cure", 10.0), gateway_lives],
         tail_s=5.0,
     )
 
@@ -184,6 +180,6 @@ def replica_runs_out_of_luck() -> Scenario:
         streams=desks(20),
         seconds=15.0,
         script=[Step(1.0, "the fault", behave("exit", every=100)), Step(12.0, "the cure", behave("ok"))],
-        promises=[nothing_lost, in_time, only(200, 503, 504), recovers("the cure", 10.0), gateway_lives],
+        promises=[*all_answered(200, 503, 504), recovers("the cure", 10.0), gateway_lives],
         tail_s=10.0,
     )

@@ -32,6 +32,11 @@ def in_time(evidence: Evidence) -> Finding:
     return Finding(bool(results) and len(late) <= LATE_SHARE * len(results), said)
 
 
+def all_answered(*statuses: int) -> list[Promise]:
+    """The contract of every request, and one of these statuses for each."""
+    return [nothing_lost, in_time, only(*statuses)]
+
+
 def only(*statuses: int, since: str | None = None, until: str | None = None, skip_s: float = 0.0) -> Promise:
     """No other answers, in all or between two steps."""
 
@@ -241,6 +246,11 @@ def noted(name: str, expected: Callable[[object], bool], said: str) -> Promise:
         return Finding(expected(value), said.format(value))
 
     return judge
+
+
+def at_most(name: str, limit: float, said: str) -> Promise:
+    """A figure that an action took down is no greater."""
+    return noted(name, lambda value: isinstance(value, int | float) and value <= limit, said)
 
 
 def _or(statuses: tuple[int, ...]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,30 +132,48 @@ class Row:
     p99_ms: float
     recovery_s: float | None
     findings: list[str]
-    took_s: float
+    took_s: float = 0.0
     date: str = ""
     commit: str = ""
 
 
-def run(scenario: Scenario, lab: Laboratory, ledgers: Path | None = None) -> Row:
-    """Set up, offer the load, do the script, judge the ledger, which is kept in the folder `ledgers` if given."""
+def run(scenario: Scenario, lab: Laboratory, ledgers: Path) -> Row:
+    """Do one scenario; one that cannot even be done is broken, and leaves a laboratory that others can use.
+
+    Args:
+        ledgers: Folder where `NAME.jsonl`, the ledger, and `NAME.log`, that of the gateway, are kept whatever happens.
+    """
     began = time.monotonic()
+    for kept in (ledger := ledgers / f"{scenario.name}.jsonl", log := ledgers / f"{scenario.name}.log"):
+        kept.unlink(missing_ok=True)
+    ledgers.mkdir(parents=True, exist_ok=True)
+    try:
+        row = _try(scenario, lab, ledger)
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(Exception):  # it has just been printed
+            lab.renew()
+        row = undone(scenario, f"{type(error).__name__}: {error}".splitlines()[0])
+    if newest := lab.newest_log():
+        shutil.copy(newest, log)
+    return replace(row, took_s=time.monotonic() - began)
+
+
+def _try(scenario: Scenario, lab: Laboratory, ledger: Path) -> Row:
+    """Set up, offer the load, do the script, judge the ledger."""
     try:
         floor = scenario.stage(lab)
         floor.notes["workers"] = floor.gateway.worker_pids()
-        evidence = _observe(scenario, floor)
+        evidence = _observe(scenario, floor, ledger)
         if floor.gateway.is_alive():
             floor.notes["workers at the end"] = floor.gateway.worker_pids()
-        if ledgers is not None:
-            _keep(evidence, ledgers / f"{scenario.name}.jsonl")
-            shutil.copy(floor.gateway.log, ledgers / f"{scenario.name}.log")
         findings = [promise(evidence) for promise in scenario.promises]
     finally:
         lab.clear()
-    return _row(scenario, evidence.desks, findings, time.monotonic() - began)
+    return _row(scenario, evidence.desks, findings)
 
 
-def _observe(scenario: Scenario, floor: Floor) -> Evidence:
+def _observe(scenario: Scenario, floor: Floor, ledger: Path) -> Evidence:
     offer = Offer(Plan(scenario.streams(floor), LONGEST_S, seed=scenario.seed))
     happened: dict[str, Happening] = {}
     try:
@@ -166,14 +186,15 @@ def _observe(scenario: Scenario, floor: Floor) -> Evidence:
         time.sleep(max(0.0, offer.began + last_s - time.monotonic()))
     finally:
         load = offer.finish(now=True)
-    probes = load.of(*PROBES)
-    desks = load.of(*{result.stream for result in load.results} - set(PROBES))
-    return Evidence(desks, probes, happened, floor)
+        probes = load.of(*PROBES)
+        desks = load.of(*{result.stream for result in load.results} - set(PROBES))
+        evidence = Evidence(desks, probes, happened, floor)
+        _keep(evidence, ledger)
+    return evidence
 
 
 def _keep(evidence: Evidence, file: Path) -> None:
     """One line for each step, request and probe, times in seconds since the load's beginning."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     zero = evidence.desks.began
     steps = [
         {"step": name, "began": each.began - zero, "ended": each.ended - zero}
@@ -207,13 +228,13 @@ def answer_of(result: Result) -> str:
     return f"{result.status} {result.problem}".strip() if result.status else result.error
 
 
-def undone(scenario: Scenario, why: str, took_s: float) -> Row:
+def undone(scenario: Scenario, why: str) -> Row:
     """What the table says of a scenario that could not be done: a promise that nobody saw kept is broken."""
     nothing, never = Load([], 0.0, 0.0), Finding(False, f"could not be done: {why}")
-    return _row(scenario, nothing, [never], took_s)
+    return _row(scenario, nothing, [never])
 
 
-def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: float) -> Row:
+def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding]) -> Row:
     recoveries = [finding.recovery_s for finding in findings if finding.recovery_s is not None]
     return Row(
         name=scenario.name,
@@ -228,7 +249,6 @@ def _row(scenario: Scenario, desks: Load, findings: Sequence[Finding], took_s: f
         p99_ms=desks.answered_ms(99),
         recovery_s=max(recoveries, default=None),
         findings=[("kept: " if finding.kept else "BROKEN: ") + finding.said for finding in findings],
-        took_s=took_s,
         date=time.strftime("%Y-%m-%d"),
         commit=commit_of(ROOT),
     )

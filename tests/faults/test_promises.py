@@ -151,7 +151,7 @@ def test_a_gateway_whose_worker_was_replaced_has_not_lived(at_the_end: list[int]
 
 
 def test_a_scenario_that_could_not_be_done_takes_the_place_of_its_kept_row() -> None:
-    row = undone(ALL[0], "no reason", 1.0)
+    row = undone(ALL[0], "no reason")
     assert not row.kept
     kept = replace(row, kept=True)
     assert report.merge([kept], row, [row.name]) == [row]
@@ -161,7 +161,7 @@ def test_a_scenario_that_could_not_be_done_takes_the_place_of_its_kept_row() -> 
 def test_a_row_of_an_unknown_commit_is_not_recorded(tmp_path: Path) -> None:
     page = tmp_path / "faults.md"
     page.write_text(report.BEGIN + report.END)
-    row = replace(undone(ALL[0], "no reason", 1.0), date="2030-01-02", commit="abc1234")
+    row = replace(undone(ALL[0], "no reason"), date="2030-01-02", commit="abc1234")
     report.record([row], page, "here")
     assert "2030-01-02 abc1234" in page.read_text()
     with pytest.raises(ValueError, match=row.name):

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -30,12 +31,29 @@ def deploy(cluster: LocalRay, application: ServedApplication) -> None:
         api.wait_running(application.name, timeout_s=120, on_progress=print, clock=time.monotonic)
 
 
-def replica_pids(cluster: LocalRay) -> list[int]:
-    """Process ids of the running replicas of our application."""
+def replica_pids(cluster: LocalRay, app: str = APP_NAME) -> list[int]:
+    """Process ids of an application's running replicas."""
     with ServeApi(cluster.dashboard_url, token=cluster.token_file.read_text()) as api:
-        deployments = api.application(APP_NAME)["deployments"].values()
-    replicas = [replica for deployment in deployments for replica in deployment["replicas"]]
-    return [replica["pid"] for replica in replicas if replica["state"] == "RUNNING"]
+        return running_pids(replica_rows(api, app))
+
+
+def replica_rows(api: ServeApi, app: str) -> list[dict[str, Any]]:
+    """An application's replicas in every state, as Serve reports them."""
+    deployments = api.application(app).get("deployments", {}).values()
+    return [replica for deployment in deployments for replica in deployment["replicas"]]
+
+
+def running_pids(rows: Iterable[dict[str, Any]]) -> list[int]:
+    """Of replicas that run; Serve says of a dead one for a while that it does."""
+    return [row["pid"] for row in rows if row["state"] == "RUNNING" and command_of(row["pid"])]
+
+
+def command_of(pid: int) -> str:
+    """A process's command line or title; empty where there is no process, or only its remains."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 class GatewayProcess:

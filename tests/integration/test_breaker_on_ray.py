@@ -25,6 +25,7 @@ from app.local_ray import LocalRay
 from app.serve_api import ServeApi
 from serve_app.contract import Options, ServingError
 from serve_app.serve_config import QueueLimits, ServedApplication, ServedModel, build_config
+from tests.integration.processes import replica_pids
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -55,12 +56,7 @@ class Model:
             api.wait_running(APP, timeout_s=120, on_progress=print, clock=time.monotonic)
 
     def pids(self) -> list[int]:
-        """Of the replicas that run; Serve is late to note the death of one."""
-        with self._api() as api:
-            deployments = api.application(APP)["deployments"].values()
-        rows = [row for deployment in deployments for row in deployment["replicas"]]
-        running = [row["pid"] for row in rows if row["state"] == "RUNNING"]
-        return [pid for pid in running if Path(f"/proc/{pid}").exists()]
+        return replica_pids(self.ray, APP)
 
     def kill(self, *pids: int) -> None:
         for pid in pids:

@@ -26,8 +26,9 @@ from serve_app.contract import FloatArray, InvalidWindows, Options, Prediction
 from serve_app.engine import load_engine
 from serve_app.model import HybridModel, ModelConfig
 from serve_app.registry import Registry
-from serve_app.serve_config import DEPLOYMENT_NAME, EngineName, ServedApplication, ServedModel, build_config
+from serve_app.serve_config import EngineName, ServedApplication, ServedModel, build_config
 from serve_app.signing import Signer, generate
+from tests.integration.processes import replica_rows, running_pids
 from tests.integration.test_local_ray import listening_addresses
 from tests.serve_app.model_files import system_call
 
@@ -103,13 +104,10 @@ class Served:
         self.api.put(config)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Replicas in every state, as Serve reports them."""
-        deployments = self.api.application(APP).get("deployments", {})
-        return list(deployments.get(DEPLOYMENT_NAME, {}).get("replicas", []))
+        return replica_rows(self.api, APP)
 
     def pids(self) -> set[int]:
-        """Of the replicas that run."""
-        return {row["pid"] for row in self.rows() if row["state"] == "RUNNING"}
+        return set(running_pids(self.rows()))
 
     def call(self, n: int = 1, options: Options = EVERYTHING) -> Prediction:
         return self.call_with(WINDOWS[:n], options)
