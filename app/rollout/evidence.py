@@ -22,6 +22,7 @@ _SHADOW = (
     "shadow_disagreements",
     "shadow_outside_interval",
     *(f"shadow_{side}_class_{i}" for side in SIDES for i in range(N_CLASSES)),
+    *(f"shadow_pair_{i}_{j}" for i in range(N_CLASSES) for j in range(N_CLASSES)),
 )
 NAMES: frozenset[str] = frozenset((*(f"{side}_{name}" for side in SIDES for name in _LIVE), *_SHADOW))
 
@@ -54,6 +55,7 @@ class Evidence:
         self._add("shadow_windows")
         self._add(f"shadow_stable_class_{stable_class}")
         self._add(f"shadow_canary_class_{canary_class}")
+        self._add(f"shadow_pair_{stable_class}_{canary_class}")
         if stable_class != canary_class:
             self._add("shadow_disagreements")
         if outside_interval:

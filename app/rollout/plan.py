@@ -32,16 +32,21 @@ class Guard(_Part):
 
     Attributes:
         signal: What counts as bad. `errors`: the arm gave no answer. `invalid`: its model's output was withheld.
-            `slow`: the answer took longer than most of the stable arm's. `disagreement`: in the shadow, the arms chose
-            different classes for the same window. `class_mix`: the arm chose some class, in the shadow, for the same
-            windows, more often than the stable one.
+            `slow`: a stable answer took longer than the stable arm's p50 (and than its p90, and than its p99: each is
+            judged), a canary answer longer than that and what `stretch` and `allowance_s` forgive. `disagreement`: in
+            the shadow, the arms chose different classes for the same window. `class_mix`: the arm chose a class (each
+            is judged) in the shadow, for the same windows.
         ratio: Factor on the stable arm's rate, 0 for a bound that does not look at the stable arm.
         slack: Rate, 0..1, that is added.
+        stretch: Of `slow` alone: the canary may take this many times as long.
+        allowance_s: Of `slow` alone: or this many seconds longer, if that is more.
     """
 
     signal: Signal
     ratio: Annotated[float, Field(ge=0, le=100)] = 1.0
     slack: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stretch: Annotated[float, Field(ge=1, le=100)] = 1.0
+    allowance_s: Annotated[float, Field(ge=0, le=60)] = 0.0
 
     @model_validator(mode="after")
     def _bounds_something(self) -> Self:
@@ -49,6 +54,10 @@ class Guard(_Part):
             raise ValueError("a guard with neither ratio nor slack allows nothing at all")
         if self.signal == "disagreement" and self.ratio != 0:
             raise ValueError("disagreement is between the arms and has no stable rate: set ratio = 0 and a slack")
+        if self.signal != "slow" and (self.stretch != 1 or self.allowance_s != 0):
+            raise ValueError("stretch and allowance_s are for the guard on slow answers")
+        if self.signal == "slow" and self.ratio == 0:
+            raise ValueError("slow is by the stable arm's latency: set a ratio")
         return self
 
 
@@ -114,12 +123,13 @@ class ArmName(_Part):
 
 DEFAULT_STEPS = tuple(Step(share=share) for share in (0.01, 0.05, 0.25, 0.5, 1.0))
 
-# What any rollout must keep. A model's invalid answers are promised below one in a thousand; answers slower than nine
-# in ten of the stable arm's may be a quarter more than the tenth that they are there.
+# What any rollout must keep. A model's invalid answers are promised below one in a thousand. The canary may take a
+# fifth or 5 ms longer than the stable arm. As a tenth of that arm's answers take longer than its p90, a quarter more
+# than a tenth of the canary's may take longer than p90 and what is forgiven.
 DEFAULT_GUARDS = (
     Guard(signal="errors", ratio=1.0, slack=0.002),
     Guard(signal="invalid", ratio=0.0, slack=0.001),
-    Guard(signal="slow", ratio=1.25, slack=0.01),
+    Guard(signal="slow", ratio=1.25, slack=0.01, stretch=1.2, allowance_s=0.005),
 )
 
 
