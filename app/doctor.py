@@ -22,8 +22,8 @@ import httpx
 from rich.markup import escape
 from rich.table import Table
 
-from app.auth import ApiKeyFile, KeyUrl
-from app.identity import build_token_source
+from app.auth import ApiKeyFile, KeyFile, KeyUrl
+from app.identity import build_token_source, load_file
 from app.secret_files import check_secret, read_secret_file
 from app.serve_api import DeployFailed, ServeApi
 from app.settings import ConfigError, Settings
@@ -204,6 +204,8 @@ def _issuer_keys(settings: Settings) -> Finding:
     """What the gateway would judge tokens by: the file's keys, or what the URL gives now."""
     try:
         source = build_token_source(settings, lambda _: None, lambda *_: None, time.monotonic)
+        if isinstance(source, KeyFile):
+            load_file(source)
     except ConfigError as error:
         return Finding("token keys", "fail", str(error), "give it a set of public keys, or unset GATEWAY_JWT_JWKS_FILE")
     if isinstance(source, KeyUrl):

@@ -16,7 +16,7 @@ Below `/v2` the Open Inference Protocol rules: `{"error": …}`, and input error
     │   └── TooManyAtOnce     too-many-at-once      429   the caller's requests that are under way
     ├── TooManyFailures       too-many-failures     429   the address sent too many bad credentials
     ├── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
-    ├── IdentityUnavailable   identity-unavailable  503   no keys to judge tokens by are known yet
+    ├── IdentityUnavailable   identity-unavailable  503   what credentials are judged by is not known now
     └── StateUnavailable      state-unavailable     503   what all gateways share cannot be changed now
 
 Failures of the model side (`serve_app.contract`) have their statuses in `_SERVING`. A detail of a 4xx says what to
@@ -155,12 +155,12 @@ class ClientGone(GatewayError):
 
 
 class IdentityUnavailable(GatewayError):
-    """The keys that judge tokens have never been reached, so neither yes nor no would be true."""
+    """What credentials are judged by is not there, so neither yes nor no would be true."""
 
-    status, code, title = 503, "identity-unavailable", "Tokens cannot be judged now"
+    status, code, title = 503, "identity-unavailable", "Credentials cannot be judged now"
 
     def __init__(self) -> None:
-        super().__init__("the keys of the token issuer are not known yet; try again", headers={"Retry-After": "5"})
+        super().__init__("what tokens and keys are judged by is not known now; try again", headers={"Retry-After": "5"})
 
 
 class StateUnavailable(GatewayError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from app.auth import (
     ApiKeyFile,
     ApiKeyReloader,
     ApiKeyVerifier,
+    DeniedFile,
     Door,
     FailureLimit,
     Key,
@@ -24,11 +26,14 @@ from app.settings import ConfigError, Settings
 CountReload = Callable[[str, str, int], None]
 
 
+FileOfKeys = KeyFile | ApiKeyReloader | DeniedFile
+
+
 class Identity(NamedTuple):
     """The door, and the sources from which it learns new keys, by what they are keys of."""
 
     door: Door
-    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader]
+    sources: dict[str, FileOfKeys | KeyUrl]
 
 
 def build_identity(
@@ -38,6 +43,7 @@ def build_identity(
     count_reload: CountReload,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
+    waits_for_files: bool = False,
 ) -> Identity:
     """The door, with the keys that files hold now; nothing is started and no URL asked.
 
@@ -47,6 +53,8 @@ def build_identity(
         count_reload: Told every set of keys: of what, `taken` or `refused`, and how many are in force.
         clock: Monotonic seconds.
         wall_clock: Seconds since the epoch.
+        waits_for_files: Take a file that is not what it must be for one that will be: until then, what it would judge
+            cannot be judged.
 
     Raises:
         ConfigError: No secret and no keys, or a file that is not what it must be; the message holds none of them.
@@ -55,8 +63,21 @@ def build_identity(
     tokens = TokenVerifier(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience, wall_clock=wall_clock)
     token_source = build_token_source(settings, tokens.replace_keys, count_reload, clock)
     api_keys = ApiKeyVerifier(wall_clock)
-    api_key_source = ApiKeyReloader(ApiKeyFile(*settings.api_key_paths()), api_keys.replace, count_reload)
-    _load(api_key_source)
+    sources: dict[str, FileOfKeys | KeyUrl] = {
+        "api_keys": ApiKeyReloader(ApiKeyFile(*settings.api_key_paths()), api_keys.replace, count_reload)
+    }
+    if token_source is not None:
+        sources["tokens"] = token_source
+    if settings.jwt_denied_file is not None:
+        sources["denied"] = DeniedFile(settings.jwt_denied_file, tokens.replace_denied, count_reload)
+    forget: dict[str, Callable[[None], None]] = {
+        "api_keys": api_keys.replace,
+        "denied": tokens.replace_denied,
+        "tokens": tokens.replace_keys,
+    }
+    for what, source in sources.items():
+        if not isinstance(source, KeyUrl):
+            _load(source, orelse=partial(forget[what], None) if waits_for_files else None)
     door = Door(
         tokens,
         api_keys,
@@ -64,9 +85,6 @@ def build_identity(
         count_failure=count_failure,
         renew=None if token_source is None else token_source.renew,
     )
-    sources: dict[str, KeyFile | KeyUrl | ApiKeyReloader] = {"api_keys": api_key_source}
-    if token_source is not None:
-        sources["tokens"] = token_source
     return Identity(door, sources)
 
 
@@ -89,13 +107,13 @@ def _shared_secret(settings: Settings) -> Key:
 
 
 def build_token_source(
-    settings: Settings, take: Callable[[KeySet], None], count_reload: CountReload, clock: Callable[[], float]
+    settings: Settings, take: Callable[[KeySet | None], None], count_reload: CountReload, clock: Callable[[], float]
 ) -> KeyFile | KeyUrl | None:
-    """Where the public keys of tokens come from; None where a secret judges them.
+    """Where the public keys of tokens come from, nothing read yet; None where a secret judges them.
 
     Args:
         settings: What the operator set.
-        take: Told every new set; that of a file is told at once.
+        take: Told every new set, and None when there is none any more.
         count_reload: As in `build_identity`.
         clock: Monotonic seconds.
 
@@ -103,9 +121,7 @@ def build_token_source(
         ConfigError: As `build_identity`.
     """
     if settings.jwt_jwks_file is not None:
-        source = KeyFile(settings.jwt_jwks_file, take, count_reload)
-        _load(source)
-        return source
+        return KeyFile(settings.jwt_jwks_file, take, count_reload)
     if settings.jwt_jwks_url is None:
         return None
     try:
@@ -117,15 +133,27 @@ def build_token_source(
         take,
         count_reload,
         refresh_s=settings.jwt_jwks_refresh_s,
+        max_age_s=settings.jwt_jwks_max_age_s,
         tls=tls,
         clock=clock,
     )
 
 
-def _load(source: KeyFile | ApiKeyReloader) -> None:
+def load_file(source: FileOfKeys) -> None:
+    """Read a source's file for the first time. Raises `ConfigError` where it is not what it must be."""
     try:
         source.load()
     except OSError as error:
         raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{source.path}: {error}") from error
+
+
+def _load(source: FileOfKeys, *, orelse: Callable[[], None] | None) -> None:
+    try:
+        load_file(source)
+    except ConfigError as error:
+        if orelse is None:
+            raise
+        orelse()
+        source.note_fault(str(error))

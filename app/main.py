@@ -52,6 +52,7 @@ def create_app(
     log_stream: IO[bytes] | None = None,
     notice_s: float | None = None,
     patience_s: float = 0.0,
+    waits_for_keys: bool = False,
 ) -> FastAPI:
     """Build the gateway.
 
@@ -64,11 +65,19 @@ def create_app(
         log_stream: Where log lines go; standard error unless given.
         notice_s: Seconds for which SIGTERM is told to the callers before the server sees it; None leaves signals alone.
         patience_s: Most seconds for which the start waits for every arm to be ready.
+        waits_for_keys: Begin although a file of keys is damaged now, and refuse with 503 whom it would judge.
 
     Raises:
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
     """
-    gateway = wire(settings, backends=backends, store=store, clock=clock, wall_clock=wall_clock)
+    gateway = wire(
+        settings,
+        backends=backends,
+        store=store,
+        clock=clock,
+        wall_clock=wall_clock,
+        waits_for_keys=waits_for_keys,
+    )
     hot_routes = _hot_routes(settings, gateway)
     log = LineWriter(log_stream or sys.stderr.buffer, on_drop=gateway.metrics.http.count_dropped_lines)
     app = _framework(settings, _lifespan(gateway, logging_to(log, settings.log_level), notice_s, patience_s))

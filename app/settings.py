@@ -101,6 +101,15 @@ class Settings(BaseSettings):
         None, description="Certificates, PEM, of which one must have signed the URL's. Empty: the public ones."
     )
     jwt_jwks_refresh_s: float = Field(300, description="Longest time between two fetches of the URL.", ge=1, le=86_400)
+    jwt_jwks_max_age_s: float = Field(
+        86_400,
+        description="Keys of an URL that has given none for so long count no longer: as long as a token may live.",
+        ge=60,
+        le=2_592_000,
+    )
+    jwt_denied_file: Path | None = Field(
+        None, description="Tokens to refuse before they end, a line each with its `jti`. Read again when it changes."
+    )
     _file_secret: bytes | None = PrivateAttr(None)
     jwt_issuer: str = Field("sluice", description="The only `iss` a token may have.", min_length=1, max_length=255)
     jwt_audience: str = Field("sluice", description="The only `aud` a token may have.", min_length=1, max_length=255)
@@ -312,6 +321,8 @@ class Settings(BaseSettings):
             return self
         if self.jwt_jwks_file is not None and self.jwt_jwks_url is not None:
             raise ValueError("GATEWAY_JWT_JWKS_FILE and GATEWAY_JWT_JWKS_URL are both set; keep one")
+        if self.jwt_jwks_max_age_s < self.jwt_jwks_refresh_s:
+            raise ValueError("GATEWAY_JWT_JWKS_MAX_AGE_S must not be less than GATEWAY_JWT_JWKS_REFRESH_S")
         if self.jwt_secret is not None or self.jwt_secret_file is not None:
             raise ValueError("tokens are judged by public keys or by a secret, never both: unset GATEWAY_JWT_SECRET…")
         return self

@@ -43,6 +43,7 @@ def wire(
     store: StateStore | None,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
+    waits_for_keys: bool = False,
 ) -> Gateway:
     """Build every part; nothing is started.
 
@@ -52,6 +53,7 @@ def wire(
         store: The one to use instead of the settings' own.
         clock: Monotonic seconds.
         wall_clock: Seconds since the epoch.
+        waits_for_keys: Begin although a file of keys is damaged now.
 
     Raises:
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
@@ -61,7 +63,7 @@ def wire(
     arms = _guarded(_arms(settings, metrics, clock) if backends is None else backends, metrics, clock)
     rollout = _rollout(settings, store, wall_clock)
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
-    identity = _identity(settings, metrics, clock, wall_clock)
+    identity = _identity(settings, metrics, clock, wall_clock, waits_for_keys=waits_for_keys)
     limiting = _limiting(settings, metrics, clock)
     lag = LoopLag(metrics.http.observe_loop_lag, clock=clock)
     return Gateway(
@@ -100,7 +102,12 @@ def _rollout(settings: Settings, store: StateStore | None, wall_clock: Callable[
 
 
 def _identity(
-    settings: Settings, metrics: Metrics, clock: Callable[[], float], wall_clock: Callable[[], float]
+    settings: Settings,
+    metrics: Metrics,
+    clock: Callable[[], float],
+    wall_clock: Callable[[], float],
+    *,
+    waits_for_keys: bool,
 ) -> Identity:
     return build_identity(
         settings,
@@ -108,6 +115,7 @@ def _identity(
         count_reload=metrics.access.count_reload,
         clock=clock,
         wall_clock=wall_clock,
+        waits_for_files=waits_for_keys,
     )
 
 

@@ -50,12 +50,15 @@ class WorkerApp:
         log_file: Where log lines go; standard error for None.
         supervisor_pid: Process id of the supervisor, without which the worker ends.
         patience_s: Most seconds to let pass before taking connections, until every arm is ready.
+        waits_for_keys: Begin although a file of keys is damaged now: whoever takes the place of a worker that died
+            must not fail for a file that the others have not heeded either.
     """
 
     settings: Settings
     log_file: Path | None
     supervisor_pid: int
     patience_s: float = 0.0
+    waits_for_keys: bool = False
 
     def __call__(self) -> ASGIApp:
         from app.main import create_app  # noqa: PLC0415  # the supervisor need not hold what only workers use
@@ -69,6 +72,7 @@ class WorkerApp:
             log_stream=log,
             notice_s=self.settings.drain_notice_ms / 1e3,
             patience_s=self.patience_s,
+            waits_for_keys=self.waits_for_keys,
         )
 
 
@@ -101,7 +105,7 @@ class Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         super().init_processes()
-        self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
+        self._prepare_substitutes()
 
     def keep_subprocess_alive(self) -> None:
         """Put another worker in the place of one that has ended, or hangs; none where workers cannot start at all."""
@@ -136,7 +140,7 @@ class Supervisor(Multiprocess):
 
     def restart_all(self) -> None:
         """Replace one worker after another, each by one that is ready; the first that is not ends it."""
-        self._let_workers_wait(_PATIENCE_S)
+        self._prepare_next(patience_s=_PATIENCE_S, waits_for_keys=False)
         for index, old in enumerate(self.processes):
             new = Process(self.config, self.sockets)
             new.start()
@@ -149,7 +153,7 @@ class Supervisor(Multiprocess):
             self._leaving.append(old)
             old.terminate()
             self._await_end(old, unless_asked_to_end=True)
-        self._let_workers_wait(_PATIENCE_S if self.processes_num > 1 else 0.0)
+        self._prepare_substitutes()
 
     def terminate_all(self) -> None:
         for listener in self.sockets:
@@ -180,9 +184,12 @@ class Supervisor(Multiprocess):
         if self._metrics_folder is not None and ended.pid is not None:
             forget_worker(self._metrics_folder, ended.pid)
 
-    def _let_workers_wait(self, patience_s: float) -> None:
+    def _prepare_substitutes(self) -> None:
+        self._prepare_next(patience_s=_PATIENCE_S if self.processes_num > 1 else 0.0, waits_for_keys=True)
+
+    def _prepare_next(self, *, patience_s: float, waits_for_keys: bool) -> None:
         assert isinstance(self.config.app, WorkerApp)
-        self.config.app = replace(self.config.app, patience_s=patience_s)
+        self.config.app = replace(self.config.app, patience_s=patience_s, waits_for_keys=waits_for_keys)
 
 
 class _Flag:

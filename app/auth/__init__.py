@@ -1,6 +1,7 @@
 """Who asks: from the Authorization header to a `Principal`.
 
     Door ─┬─► TokenVerifier ─► jws ─► keys ── python-jose      keys from a secret, or key_sources: JWKS file or URL
+          │        └─ denied                             single tokens that were leaked, from a file
           └─► ApiKeyVerifier                                   its table from api_key_file
 
 Nothing here asks anybody while a request waits but for the one look that a token of an unknown key may cause.
@@ -8,6 +9,7 @@ Nothing here asks anybody while a request waits but for the one look that a toke
 
 from app.auth.api_key_file import ApiKeyFile, ApiKeyReloader
 from app.auth.api_keys import ApiKeyVerifier, make_key
+from app.auth.denied import DeniedFile
 from app.auth.door import FAILURES, Door, FailureLimit
 from app.auth.key_sources import KeyFile, KeyUrl
 from app.auth.keys import Key, KeySet
@@ -20,6 +22,7 @@ __all__ = [
     "ApiKeyFile",
     "ApiKeyReloader",
     "ApiKeyVerifier",
+    "DeniedFile",
     "Door",
     "FailureLimit",
     "Key",

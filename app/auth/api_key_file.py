@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from app.auth.api_keys import MAX_KEYS, MAX_TABLE_BYTES, ApiKey, ApiKeys, ApiKeysRefused, read_table, write_table
+from app.auth.file_source import POLL_S
 from app.auth.reload import Background, Outcome, SourceRecord
 from app.auth.watched_file import WatchedFile
 from app.files import locked, read_closed_file, replace_file
 from app.secret_files import write_once
-
-POLL_S = 0.25
 
 _MAX_PEPPER_BYTES = 1024
 _MIN_PEPPER_BYTES = 32
@@ -133,6 +132,10 @@ class ApiKeyReloader:
             OSError, ValueError: Table or pepper cannot be read, are open to others or damaged.
         """
         self._put(self._look())
+
+    def note_fault(self, fault: str) -> None:
+        """Say that what should be in force is not there yet; the table is looked at all the same."""
+        self._record.refuse(fault)
 
     async def start(self) -> None:
         self._background.start()

@@ -19,7 +19,7 @@ from typing import Any
 
 from app.auth.principal import Principal, read_models, read_name, read_optional_name, read_scopes
 from app.auth.strict_json import MALFORMED, parse_object, read_time
-from app.errors import Unauthenticated
+from app.errors import IdentityUnavailable, Unauthenticated
 
 PREFIX = "gk_"
 MAX_KEYS = 10_000
@@ -76,11 +76,11 @@ class ApiKeyVerifier:
     """
 
     def __init__(self, wall_clock: Callable[[], float] = time.time) -> None:
-        self._known = ApiKeys({}, secrets.token_bytes(32))
+        self._known: ApiKeys | None = ApiKeys({}, secrets.token_bytes(32))
         self._wall_clock = wall_clock
 
-    def replace(self, known: ApiKeys) -> None:
-        """Judge by these keys from now on."""
+    def replace(self, known: ApiKeys | None) -> None:
+        """Judge by these keys from now on; None while it is not known which there are."""
         self._known = known
 
     def verify(self, credential: str) -> Principal:
@@ -90,10 +90,13 @@ class ApiKeyVerifier:
 
         Raises:
             Unauthenticated: It has another form, is unknown, wrong or expired.
+            IdentityUnavailable: It is not known which keys there are.
         """
         match = _KEY.fullmatch(credential)
         if match is None:
             raise Unauthenticated("malformed")
+        if self._known is None:
+            raise IdentityUnavailable
         key = self._known.keys.get(match[1])
         digest = digest_of(credential, self._known.pepper)
         if not hmac.compare_digest(digest, _NOBODY if key is None else key.digest) or key is None:

@@ -16,7 +16,7 @@ from app.errors import TooManyFailures, Unauthenticated
 from app.observability.ledger import Ledger
 
 # Why a credential did not count; in metrics and logs only, the answer is always the same.
-FAILURES = ("missing", "malformed", "key", "signature", "claims", "expired", "api_key")
+FAILURES = ("missing", "malformed", "key", "signature", "claims", "expired", "denied", "api_key")
 MISSING = "missing"
 
 _LOCAL = "local"

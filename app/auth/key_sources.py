@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import ssl
 import time
@@ -16,15 +17,14 @@ from typing import Any
 
 import httpx
 
+from app.auth.file_source import RENEWAL_PATIENCE_S, FileSource
 from app.auth.jwks import MAX_JWKS_BYTES, KeysRefused, read_jwks
 from app.auth.keys import KeySet
 from app.auth.reload import Background, Outcome, SourceRecord
 from app.auth.watched_file import WatchedFile
 
-POLL_S = 0.25
 FETCH_TIMEOUT_S = 5.0
 MIN_REFRESH_S = 5.0
-RENEWAL_PATIENCE_S = 0.5
 FIRST_FETCH_PATIENCE_S = 1.0
 
 _WHAT = "tokens"
@@ -32,90 +32,35 @@ _FIRST_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 60.0
 _MAX_AGE = re.compile(r"(?:^|[\s,])max-age=([0-9]{1,9})(?:$|[\s,])", re.ASCII | re.IGNORECASE)
 _NOT_KEPT = re.compile(r"(?:^|[\s,])(?:no-store|no-cache)(?:$|[\s,])", re.ASCII | re.IGNORECASE)
 
-TakeKeys = Callable[[KeySet], None]
 CountOutcome = Callable[[str, Outcome, int], None]
 
 
-class KeyFile:
-    """A JWKS file, looked at four times a second.
+class KeyFile(FileSource[KeySet]):
+    """A JWKS file; its group and others must not write to it.
 
     Args:
-        path: Of the file; its group and others must not write to it.
+        path: Of the file.
         take: Told every new set.
         count: Told every outcome, for the metrics.
     """
 
-    def __init__(self, path: Path, take: TakeKeys, count: CountOutcome) -> None:
-        self.path = path
-        self._file = WatchedFile(path, max_bytes=MAX_JWKS_BYTES, forbidden_mode=0o022)
-        self._take = take
-        self._record = SourceRecord(_WHAT, count)
-        self._background = Background(self._run)
-        self._looking = asyncio.Lock()
-
-    def load(self) -> None:
-        """Read the file for the first time.
-
-        Raises:
-            OSError, ValueError: It cannot be read, is open to others, or holds no good set.
-        """
-        self._put(self._look())
-
-    async def start(self) -> None:
-        self._background.start()
-
-    async def stop(self) -> None:
-        await self._background.stop()
-
-    async def renew(self) -> bool:
-        """Look at the file now; whether that has brought new keys.
-
-        A look that takes too long goes on without the asker: what it finds must not be lost with it.
-        """
-        before = self._record.generation
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RENEWAL_PATIENCE_S):
-                await asyncio.shield(self._look_once())
-        return self._record.generation != before
-
-    def document(self) -> dict[str, Any]:
-        """For `/stats`."""
-        return {"source": "file", **self._record.document()}
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            await self._look_once()
-
-    async def _look_once(self) -> None:
-        async with self._looking:
-            try:
-                self._put(await asyncio.to_thread(self._look))
-            except KeysRefused as error:
-                self._record.refuse(str(error))
-            except (OSError, ValueError) as error:
-                self._record.refuse(f"the file cannot be used: {error}")
-
-    def _look(self) -> KeySet | None:
-        text = self._file.look()
-        return None if text is None else read_jwks(text)
-
-    def _put(self, keys: KeySet | None) -> None:
-        if keys is not None:
-            self._take(keys)
-            self._record.take(len(keys))
+    def __init__(self, path: Path, take: Callable[[KeySet], None], count: CountOutcome) -> None:
+        file = WatchedFile(path, max_bytes=MAX_JWKS_BYTES, forbidden_mode=0o022)
+        super().__init__(file, read_jwks, take, SourceRecord(_WHAT, count))
 
 
 class KeyUrl:
     """A JWKS document behind a URL, fetched when it is due and, seldom, when a token names a key that is not known.
 
     The issuer's `Cache-Control: max-age` may ask for earlier fetches than the setting, down to one in five seconds.
+    Keys that it has not given for long may have been withdrawn without our hearing of it, and are let go.
 
     Args:
         url: https, or http on loopback.
-        take: Told every new set.
+        take: Told every new set, and None when there is none any more.
         count: Told every outcome, for the metrics.
         refresh_s: Longest time between two fetches.
+        max_age_s: Longest time for which keys count after the issuer has last given them.
         tls: Which certificates to trust; the public ones unless given.
         clock: Monotonic seconds.
     """
@@ -123,10 +68,11 @@ class KeyUrl:
     def __init__(
         self,
         url: str,
-        take: TakeKeys,
+        take: Callable[[KeySet | None], None],
         count: CountOutcome,
         *,
         refresh_s: float,
+        max_age_s: float,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -134,6 +80,8 @@ class KeyUrl:
         self._take = take
         self._record = SourceRecord(_WHAT, count)
         self._refresh_s = refresh_s
+        self._max_age_s = max_age_s
+        self._given_at: float | None = None  # None while there are no keys
         self._tls = tls or ssl.create_default_context()
         self._clock = clock
         self._background = Background(self._run)
@@ -199,6 +147,7 @@ class KeyUrl:
                 self._take(keys)
                 self._record.take(len(keys))
                 self._text = text
+            self._given_at = self._clock()
         except KeysRefused as error:
             return self._note_failure(str(error))
         except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:  # a time-out is an OSError
@@ -212,7 +161,20 @@ class KeyUrl:
     def _note_failure(self, fault: str) -> float:
         self._record.refuse(fault)
         self._failures += 1
-        return min(_FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 10), _MAX_BACKOFF_S, self._refresh_s)
+        due_s = min(_FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 10), _MAX_BACKOFF_S, self._refresh_s)
+        return min(due_s, self._let_go_of_old())
+
+    def _let_go_of_old(self) -> float:
+        """Drop keys that were not given for too long; returns the seconds until those in force would be."""
+        if self._given_at is None:
+            return math.inf
+        left_s = self._given_at + self._max_age_s - self._clock()
+        if left_s > 0:
+            return left_s
+        self._given_at, self._text = None, b""
+        self._take(None)
+        self._record.drop(f"the issuer has not given them for {self._max_age_s:.0f} s")
+        return math.inf
 
     async def _get(self) -> tuple[bytes, float]:
         """The document and the seconds for which it is fresh; a client of its own keeps no cookies between two."""

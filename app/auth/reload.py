@@ -11,7 +11,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _PAUSE_S = 1.0
 
-Outcome = Literal["taken", "refused"]
+Outcome = Literal["taken", "refused", "dropped"]
 
 
 class Background:
@@ -47,8 +47,8 @@ class SourceRecord:
     """What one source of keys gave last, and whether it fails now.
 
     Args:
-        what: Keys of what: `tokens` or `api_keys`.
-        count: Told every outcome: `what`, `taken` or `refused`, and how many keys are in force.
+        what: Keys of what: `tokens` or `api_keys`; or `denied`, for ids of tokens.
+        count: Told every outcome: `what`, `taken`, `refused` or `dropped`, and how many are in force.
 
     Attributes:
         generation: How many sets were taken.
@@ -83,6 +83,12 @@ class SourceRecord:
             _LOGGER.error("keys (%s): %s; the %d in force stay", self._what, fault, self._size)
         self._fault = fault
         self._count(self._what, "refused", self._size)
+
+    def drop(self, reason: str) -> None:
+        """Nothing is in force any more, though something was."""
+        _LOGGER.error("keys (%s): the %d in force count no longer: %s", self._what, self._size, reason)
+        self._size = 0
+        self._count(self._what, "dropped", 0)
 
     def document(self) -> dict[str, Any]:
         """For `/stats`."""

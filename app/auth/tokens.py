@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jose import jws as jose_jws
 
+from app.auth.denied import Denied
 from app.auth.jws import key_of, take_apart
 from app.auth.keys import Key, KeySet
 from app.auth.principal import Principal, read_models, read_name, read_optional_name, read_scopes
@@ -24,6 +26,7 @@ class _Verified(NamedTuple):
     """What a token says, and when that counts: from `valid_from` up to, not with, `valid_until`, epoch seconds."""
 
     principal: Principal
+    token_id: str | None
     valid_from: int
     valid_until: int
 
@@ -60,8 +63,13 @@ class TokenVerifier:
         self._wall_clock = wall_clock
         self._cache_size = cache_size
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._denied: Denied | None = {}
 
-    def replace_keys(self, keys: KeySet) -> None:
+    def replace_denied(self, denied: Denied | None) -> None:
+        """Refuse these tokens from now on; None while it is not known which."""
+        self._denied = denied
+
+    def replace_keys(self, keys: KeySet | None) -> None:
         """Judge by these keys from now on; what the old ones have verified is forgotten in the same step."""
         self._keys = keys
         self._verified = OrderedDict()
@@ -71,7 +79,7 @@ class TokenVerifier:
 
         Raises:
             Unauthenticated: The token does not count, for whatever reason; `UnknownKey` where it is the key's id.
-            IdentityUnavailable: No keys are known yet.
+            IdentityUnavailable: No keys are known, or not which tokens are denied.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)
@@ -84,6 +92,10 @@ class TokenVerifier:
         else:
             del self._verified[digest]
             raise Unauthenticated("expired")
+        if self._denied is None:
+            raise IdentityUnavailable
+        if known.token_id is not None and self._wall_clock() < self._denied.get(known.token_id, 0):
+            raise Unauthenticated("denied")
         return known.principal
 
     def _read(self, token: str) -> _Verified:
@@ -102,14 +114,13 @@ class TokenVerifier:
     def _read_claims(self, claims: dict[str, Any], key: Key) -> _Verified:
         if claims["iss"] != self._issuer or claims["aud"] != self._audience:
             raise ValueError("issuer or audience")
-        read_name(claims.get("jti", "none"))
         principal = Principal(
             subject=read_name(claims["sub"]),
             tenant=read_optional_name(claims.get("tenant")),
             scopes=read_scopes(claims["scope"]),
             models=read_models(claims["models"]) if "models" in claims else None,
         )
-        return _Verified(principal, *_validity(claims, key))
+        return _Verified(principal, read_name(claims["jti"]) if "jti" in claims else None, *_validity(claims, key))
 
 
 def mint_token(
@@ -148,6 +159,7 @@ def mint_token(
         "sub": read_name(subject),
         "iat": int(now),
         "exp": int(now) + lifetime_s,
+        "jti": secrets.token_urlsafe(16),
         "scope": " ".join(scopes),
     }
     read_scopes(claims["scope"])

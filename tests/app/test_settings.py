@@ -278,6 +278,13 @@ def test_keys_may_come_by_https_and_from_this_machine(url: str) -> None:
     assert Settings(_env_file=None, jwt_jwks_url=url).judges_by_public_keys
 
 
+def test_keys_of_an_url_may_not_end_before_they_are_fetched_again() -> None:
+    url = "https://issuer.example/keys"
+    assert Settings(_env_file=None, jwt_jwks_url=url, jwt_jwks_max_age_s=300).jwt_jwks_max_age_s == 300
+    with pytest.raises(ValidationError, match="GATEWAY_JWT_JWKS_MAX_AGE_S"):
+        Settings(_env_file=None, jwt_jwks_url=url, jwt_jwks_max_age_s=299)
+
+
 @pytest.mark.parametrize("engine", ["noop", "sleep"])
 def test_what_has_no_model_is_refused_in_production(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setenv("GATEWAY_ENGINE", engine)

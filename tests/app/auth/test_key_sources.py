@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from app.auth import KeyFile, KeySet, KeyUrl, key_sources, watched_file
+from app.auth import file_source as file_source_module
 from app.auth.jwks import KeysRefused
 from app.auth.watched_file import WatchedFile
 from tests.app.auth.issuer import certificate, issuing
@@ -35,14 +36,15 @@ class Taken:
     """The sets that a source gave, and the outcomes that the metrics would be told."""
 
     def __init__(self) -> None:
-        self.sets: list[KeySet] = []
+        self.sets: list[KeySet | None] = []
         self.outcomes: list[tuple[str, str, int]] = []
 
     def count(self, what: str, outcome: str, in_force: int) -> None:
         self.outcomes.append((what, outcome, in_force))
 
     def kids(self) -> set[str]:
-        return {kid for kid in ("first", "second") if self.sets and kid in self.sets[-1]._keys}
+        keys = self.sets[-1] if self.sets else None
+        return set() if keys is None else {kid for kid in ("first", "second") if kid in keys._keys}
 
 
 @pytest.fixture
@@ -98,6 +100,7 @@ async def test_a_change_within_one_tick_of_the_file_system_s_clock_is_seen(
     source = file_source(path, taken)
     path.write_bytes(jwks(FIRST).replace(b'"first"', b'"fixst"'))
     assert await source.renew() is True
+    assert taken.sets[-1] is not None
     assert taken.sets[-1].get("fixst")
 
 
@@ -164,7 +167,7 @@ async def test_a_log_line_says_what_is_wrong_once_and_no_part_of_a_key(
 
 
 def url_source(url: str, taken: Taken, **options: Any) -> KeyUrl:
-    return KeyUrl(url, taken.sets.append, taken.count, **({"refresh_s": 300.0} | options))
+    return KeyUrl(url, taken.sets.append, taken.count, **({"refresh_s": 300.0, "max_age_s": 86400.0} | options))
 
 
 async def test_an_issuer_s_keys_are_fetched_and_only_a_change_makes_a_generation(taken: Taken) -> None:
@@ -203,6 +206,42 @@ async def test_the_issuer_s_cache_control_counts_within_our_bounds(
     async with issuing(jwks(FIRST)) as issuer:
         issuer.headers = [f"Cache-Control: {cache_control}"]
         assert await url_source(issuer.url, taken).fetch() == due_s
+
+
+class Moved:
+    """A monotonic clock, moved by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_keys_that_the_issuer_has_not_given_for_too_long_are_let_go(
+    taken: Taken, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Moved()
+    async with issuing(jwks(FIRST)) as issuer:
+        source = url_source(issuer.url, taken, max_age_s=600.0, clock=clock)
+        await source.fetch()
+        clock.now += 599
+        assert await source.fetch() == 300.0  # the same set, given anew
+        issuer.answer = BAD_ANSWERS["not found"]
+        clock.now += 599.5
+        assert await source.fetch() == 0.5  # the next look is not after their end
+        assert taken.kids() == {"first"}
+        clock.now += 0.5
+        await source.fetch()
+        assert taken.sets[-1] is None
+        assert source.document() == {"source": "url", "keys": 0, "generation": 1, "failing": True}
+        assert ("tokens", "dropped", 0) in taken.outcomes
+        await source.fetch()
+        assert [record.getMessage() for record in caplog.records].count(caplog.records[-1].getMessage()) == 1
+        assert "the 1 in force count no longer" in caplog.text
+        issuer.answer = None
+        await source.fetch()  # the very same text as before
+        assert taken.kids() == {"first"}
+        assert source.document()["failing"] is False
 
 
 BAD_ANSWERS = {
@@ -319,7 +358,7 @@ async def test_a_fault_that_nobody_foresaw_does_not_end_the_looking(
         monkeypatch.undo()
         raise ZeroDivisionError
 
-    monkeypatch.setattr(key_sources, "read_jwks", fail)
+    monkeypatch.setattr(source, "_read", fail)
     await source.start()
     replace(path, jwks(FIRST, SECOND))
     await until(lambda: "ZeroDivisionError" in caplog.text)
@@ -331,10 +370,10 @@ async def test_a_fault_that_nobody_foresaw_does_not_end_the_looking(
 async def test_who_asks_gives_up_on_a_file_that_hangs_and_what_it_held_is_not_lost(
     path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_sources, "RENEWAL_PATIENCE_S", 0.05)
+    monkeypatch.setattr(file_source_module, "RENEWAL_PATIENCE_S", 0.05)
     source = file_source(path, taken)
     really = key_sources.read_jwks
-    monkeypatch.setattr(key_sources, "read_jwks", lambda text: (time.sleep(0.2), really(text))[1])
+    monkeypatch.setattr(source, "_read", lambda text: (time.sleep(0.2), really(text))[1])
     replace(path, jwks(SECOND))
     assert await source.renew() is False
     await until(lambda: taken.kids() == {"second"})

@@ -21,6 +21,7 @@ from tests.app.auth.signing import (
     SECRET,
     Clock,
     claims_with,
+    decode,
     ec_key,
     encode,
     issue,
@@ -63,6 +64,16 @@ def test_a_minted_token_is_taken(verifier: TokenVerifier) -> None:
         SECRET, subject="ann", scopes=["predict"], issuer="sluice", audience="sluice", lifetime_s=60, now=NOW
     )
     assert verifier.verify(token) == Principal("ann", None, frozenset({"predict"}))
+
+
+def test_every_minted_token_can_be_told_from_every_other() -> None:
+    tokens = [
+        mint_token(
+            SECRET, subject="ann", scopes=["predict"], issuer="sluice", audience="sluice", lifetime_s=60, now=NOW
+        )
+        for _ in range(3)
+    ]
+    assert len({json.loads(decode(token.split(".")[1]))["jti"] for token in tokens}) == 3
 
 
 @pytest.mark.parametrize(
