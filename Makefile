@@ -14,8 +14,18 @@ help: ## Show the targets
 run: $(SETUP)run ## Local Ray, the deployment and the gateway on http://127.0.0.1:8000 (PORT=… moves it)
 	@exec $(BIN)/sluice serve --local --port $(PORT)
 
-test: $(SETUP)test ## Every test that is not marked slow
+# These start real processes and time them, so each has the machine to itself; the others share it.
+ALONE := tests/docker tests/faults tests/integration
+
+test: $(SETUP)test ## Every test that is not marked slow (ARGS="tests/app -x" names some and how)
+ifdef ARGS
 	$(BIN)/pytest -m "not slow" $(ARGS)
+else
+	@set -x; status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile $(ALONE:%=--ignore=%) || status=$$?; \
+	$(BIN)/pytest -m "not slow" $(ALONE) || status=$$?; \
+	exit $$status
+endif
 
 check: $(SETUP)check ## Format, lint, types, layering
 	$(BIN)/ruff format --check .

@@ -17,8 +17,12 @@ os.environ.update(LOCAL_ENV)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where CI runs, everything that tests need is installed: a skip there hides a hole, so it fails."""
+    """Where CI runs, everything that tests need is installed: a skip there hides a hole, so it fails.
+
+    What a test printed may be no text at all, half of a pair for example, and has to travel between processes.
+    """
     report = yield
+    report.sections = [(name, said.encode(errors="backslashreplace").decode()) for name, said in report.sections]
     if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped under CI: {report.longrepr}"
