@@ -14,14 +14,16 @@ from benchmarks.__main__ import cli
 
 ROOT = Path(__file__).parents[2]
 
-# A command that leaves something to be ended.
+# A command that leaves something to be ended, as from a terminal, however these tests were started.
 CODE = """
-import time
+import signal, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from benchmarks import __main__ as entry
 def command():
     try:
         print("started", flush=True)
         time.sleep(60)
+        print("nobody ended it", flush=True)
     finally:
         print("ended what it started", flush=True)
 entry.cli = command
