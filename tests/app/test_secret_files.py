@@ -49,25 +49,31 @@ def test_random_secrets_of_the_advised_kind_are_taken() -> None:
         check_secret(secrets.token_hex(48).encode(), "it")
 
 
-def _race(path: Path, together: multiprocessing.synchronize.Barrier, seen: multiprocessing.Queue[bytes]) -> None:
-    together.wait()
-    write_once(path, secrets.token_hex(32).encode())
-    seen.put(read_secret_file(path))
+N_RACES = 20
+
+
+def _race(
+    folder: Path, together: multiprocessing.synchronize.Barrier, seen: multiprocessing.Queue[tuple[int, bytes]]
+) -> None:
+    for number in range(N_RACES):
+        path = folder / f"key-{number}"
+        together.wait(20)
+        write_once(path, secrets.token_hex(32).encode())
+        seen.put((number, read_secret_file(path)))
 
 
 def test_of_several_who_make_a_secret_at_once_one_prevails_and_nobody_sees_half_of_it(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     together, seen = fork.Barrier(4), fork.Queue()
-    for turn in range(20):
-        makers = [fork.Process(target=_race, args=(tmp_path / f"key-{turn}", together, seen)) for _ in range(4)]
-        for maker in makers:
-            maker.start()
-        keys = {seen.get(timeout=20) for _ in makers}
-        for maker in makers:
-            maker.join()
-        assert len(keys) == 1
-        assert len(keys.pop()) == 64
-    assert len(os.listdir(tmp_path)) == 20  # no drafts are left
+    makers = [fork.Process(target=_race, args=(tmp_path, together, seen)) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    keys = {seen.get(timeout=20) for _ in range(N_RACES * len(makers))}
+    for maker in makers:
+        maker.join()
+    assert [number for number, _ in sorted(keys)] == list(range(N_RACES))  # one for each race
+    assert {len(key) for _, key in keys} == {64}
+    assert len(os.listdir(tmp_path)) == N_RACES  # no drafts are left
 
 
 def test_a_secret_that_is_there_stays(tmp_path: Path) -> None:
