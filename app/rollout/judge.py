@@ -12,7 +12,7 @@ the first assumption; the decision record of the judge shows how far that bends 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import log
@@ -112,8 +112,12 @@ class _Trial(Protocol):
 
     def see(self, batch: Evidence) -> None: ...
 
-    def parts(self) -> dict[str, RateBet] | dict[str, PairedBet]:
-        """Bets by what they look at; none before it is known what to look at."""
+    def bets(self) -> Sequence[RateBet | PairedBet]:
+        """One for each part; none before it is known what to look at."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """What each looks at."""
         ...
 
     def to_document(self) -> dict[str, Any]: ...
@@ -133,12 +137,13 @@ class _Case:
 
     def see(self, batch: Evidence) -> None:
         self._trial.see(batch)
-        if parts := self._trial.parts():
-            self._log_evidence = log_mean([bet.purse.log_wealth() for bet in parts.values()])
+        if bets := self._trial.bets():
+            self._log_evidence = log_mean([bet.purse.log_wealth() for bet in bets])
             self.breached = self.breached or self._log_evidence >= self._threshold
 
     def verdict(self) -> Verdict:
-        name, bet = max(self._trial.parts().items(), key=lambda part: part[1].purse.log_wealth(), default=("", None))
+        parts = zip(self._trial.names(), self._trial.bets(), strict=True)
+        name, bet = max(parts, key=lambda part: part[1].purse.log_wealth(), default=("", None))
         seen = bet.seen() if bet else Tally()
         bound = _bound(self.guard, seen)
         return Verdict(
@@ -186,8 +191,11 @@ class _RateTrial:
     def see(self, batch: Evidence) -> None:
         self._bet.see(self._read(batch))
 
-    def parts(self) -> dict[str, RateBet]:
-        return {"": self._bet}
+    def bets(self) -> Sequence[RateBet]:
+        return (self._bet,)
+
+    def names(self) -> Sequence[str]:
+        return ("",)
 
     def to_document(self) -> dict[str, Any]:
         return self._bet.to_document()
@@ -239,12 +247,14 @@ class _LatencyTrial:
             for (stable_limit, canary_limit), bet in zip(self._limits, self._bets, strict=True):
                 bet.see(Tally(sum(stable[stable_limit + 1 :]), n_stable, sum(canary[canary_limit + 1 :]), n_canary))
 
-    def parts(self) -> dict[str, RateBet]:
-        return dict(zip(self._names(), self._bets, strict=True))
+    def bets(self) -> Sequence[RateBet]:
+        return self._bets
 
-    def _names(self) -> Iterator[str]:
-        for percentile, (stable, canary) in zip(_PERCENTILES, self._limits, strict=False):
-            yield f"took over {_milliseconds(canary)} ms (p{percentile} of the stable arm: {_milliseconds(stable)} ms)"
+    def names(self) -> Sequence[str]:
+        return [
+            f"took over {_milliseconds(canary)} ms (p{percentile} of the stable arm: {_milliseconds(stable)} ms)"
+            for percentile, (stable, canary) in zip(_PERCENTILES, self._limits, strict=False)
+        ]
 
     def to_document(self) -> dict[str, Any]:
         bets = [bet.to_document() for bet in self._bets]
@@ -266,8 +276,11 @@ class _ClassTrial:
         for i, bet in enumerate(self._bets):
             bet.see(_pairs(batch, i))
 
-    def parts(self) -> dict[str, PairedBet]:
-        return {f"were of class {i}": bet for i, bet in enumerate(self._bets)}
+    def bets(self) -> Sequence[PairedBet]:
+        return self._bets
+
+    def names(self) -> Sequence[str]:
+        return [f"were of class {i}" for i in range(N_CLASSES)]
 
     def to_document(self) -> dict[str, Any]:
         return {"bets": [bet.to_document() for bet in self._bets]}

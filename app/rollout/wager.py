@@ -278,7 +278,7 @@ def nearest_claim(stable: float, canary: float, n_stable: int, n_canary: int, *,
         slope = -n_stable * (1 + u_s * (1 - 2 * s)) / dv_s - n_canary * ratio * ratio * (1 + u_c * (1 - 2 * c)) / dv_c
         tried = s - gain / slope
         tried = tried if low < tried < high else (low + high) / 2
-        if abs(tried - s) <= 1e-14 * s:
+        if abs(tried - s) <= 1e-9 * s:  # and by the square of that, nearly, from the minimum
             return tried
         s = tried
     return s
