@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_fastapi_instrumentator.instrumentation import PrometheusFastApiInstrumentator
 from starlette.routing import Match
 
-from app.api import ops, rollout
+from app.api import ops, outcomes, rollout
 from app.api.deps import Gateway
 from app.api.docs import add_docs
 from app.api.hot import Dialect, HotPath, HotRoute
@@ -39,7 +39,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _LOOK_S = 0.05
 
-ROUTERS = (ops.router, ops.ray_serve_router, rollout.router, open_inference_router)
+ROUTERS = (ops.router, ops.ray_serve_router, rollout.router, outcomes.router, open_inference_router)
 
 
 def create_app(

@@ -177,6 +177,13 @@ class Settings(BaseSettings):
         description="Key that keeps callers on their arm, 16 to 64 bytes. Empty: a random one in the state folder.",
     )
 
+    experiment_days: float = Field(
+        14, description="Days for which an experiment's assignments are kept, in the state folder.", gt=0, le=366
+    )
+    experiment_mb: int = Field(
+        64, description="Most megabytes of them; beyond, the oldest requests are dropped.", ge=4, le=4096
+    )
+
     model: Name = Field("cnn_lstm", description="Model that legacy serves.")
     model_version: Name = Field("latest", description="Its version or alias.")
     engine: EngineName = Field(

@@ -26,6 +26,8 @@ from app.rate_limit.concurrency import Concurrency
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.dispatch import Dispatcher
+from app.rollout.experiment import Experiment
+from app.rollout.experiment_log import FILE_NAME, AssignmentLog
 from app.rollout.shared_state import CopiedStore, RedisStore
 from app.rollout.state import FileStore, Rollout, StateStore, share_of
 from app.secret_files import SecretFile, read_secret_file, write_once
@@ -79,7 +81,15 @@ def wire(
         metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
         drain=Drain(),
-        services=(lag, rollout, *limiting.services, *identity.sources.values(), *arms, prober),
+        services=(
+            lag,
+            rollout,
+            _experiment(settings, metrics, wall_clock),
+            *limiting.services,
+            *identity.sources.values(),
+            *arms,
+            prober,
+        ),
         sticky_key=sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,
@@ -99,6 +109,16 @@ def _rollout(settings: Settings, store: StateStore | None, wall_clock: Callable[
         wall_clock=wall_clock,
         refresh_period_s=_REFRESH_PERIOD_S,
     )
+
+
+def _experiment(settings: Settings, metrics: Metrics, wall_clock: Callable[[], float]) -> Experiment:
+    log = AssignmentLog(
+        settings.state_dir / FILE_NAME,
+        max_age_s=settings.experiment_days * 86_400,
+        max_bytes=settings.experiment_mb * 1_000_000,
+        wall_clock=wall_clock,
+    )
+    return Experiment(log, count_loss=metrics.rollout.count_loss, wall_clock=wall_clock)
 
 
 def _identity(

@@ -22,6 +22,7 @@ NO_VERSION = "none"
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 _LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_DISTANCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _MAX_VERSIONS = 32
 
@@ -168,6 +169,46 @@ class ArmMetrics:
             self._gpu.labels(gpu_id).set(percent)
 
 
+class RolloutMetrics:
+    """What the shadow compared and left out, and what is missing from the experiment's log."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._shadowed = make.counter(
+            "gateway_shadow_requests_total", "Requests chosen for the shadow, by what became of them", ["outcome"]
+        )
+        self._latency = make.histogram(
+            "gateway_shadow_latency_seconds",
+            "How long each side's arm took for requests that both have answered",
+            ["side"],
+            buckets=_STAGE_BUCKETS_S,
+        )
+        self._distance = make.histogram(
+            "gateway_shadow_distance",
+            "Total variation distance of the sides' class probabilities, by window",
+            buckets=_DISTANCE_BUCKETS,
+        )
+        self._losses = make.counter(
+            "gateway_experiment_dropped_total", "Requests that are missing from the experiment's log", ["reason"]
+        )
+
+    def count(self, outcome: str) -> None:
+        """Count one request chosen for the shadow; `outcome` is one of `app.rollout.shadow.Outcome`."""
+        self._shadowed.labels(outcome).inc()
+
+    def observe_latency(self, side: str, seconds: float) -> None:
+        """Count how long a side took for a request that both have answered; `stable` or `canary`."""
+        self._latency.labels(side).observe(seconds)
+
+    def observe_distances(self, distances: Iterable[float]) -> None:
+        """Count total variation distances, 0..1, one for each window."""
+        for distance in distances:
+            self._distance.observe(distance)
+
+    def count_loss(self, reason: str, count: int) -> None:
+        """Count requests that the log has lost, from any thread; `reason` is one of `app.rollout.experiment.Loss`."""
+        self._losses.labels(reason).inc(count)
+
+
 class AccessMetrics:
     """Who was let in, by which keys, and how much of that the limits admitted."""
 
@@ -287,6 +328,7 @@ class Metrics:
         make = _Maker(self.registry, is_alone=multiproc_dir is None)
         self.predictions = PredictionMetrics(make)
         self.arms = ArmMetrics(make)
+        self.rollout = RolloutMetrics(make)
         self.access = AccessMetrics(make)
         self.http = HttpMetrics(make)
 

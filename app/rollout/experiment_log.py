@@ -25,6 +25,8 @@ FILE_NAME = "experiment.sqlite"
 MAX_TAG_CHARS = 64
 
 _BUSY_TIMEOUT_S = 1.0
+_CHUNK_ROWS = 2000
+_N_COLUMNS = 2 + len(CLASSES) + 4  # cell, caller, probabilities, mean, deviation, label, return
 _MAX_PRUNED = 5000  # requests at a time: a long deletion would keep other workers waiting
 
 # A class is its index in `CLASSES`. Ids grow with time, so that the oldest requests are those of the lowest ids.
@@ -52,7 +54,7 @@ CREATE TABLE IF NOT EXISTS windows (
 ) WITHOUT ROWID;
 """
 _READ = """
-SELECT side, arm, principal, requests.id, down, flat, up, mean, sd, class, return
+SELECT side, arm, principal, down, flat, up, mean, sd, class, return
 FROM requests JOIN windows ON windows.request = requests.id
 WHERE at >= ? AND (class IS NOT NULL OR return IS NOT NULL)
 """
@@ -203,8 +205,7 @@ class AssignmentLog:
         with self._connected() as connection, connection:
             connection.execute("BEGIN")  # counts and windows are of one moment
             counts = _count(connection, since)
-            rows = connection.execute(_READ, (since,)).fetchall()
-        return _cells(counts, rows)
+            return _cells(counts, connection.execute(_READ, (since,)))
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -309,24 +310,32 @@ def _count(connection: sqlite3.Connection, since: float) -> dict[tuple[str, str]
     return {(side, arm): (n_requests, n_windows) for side, arm, n_requests, n_windows in rows}
 
 
-def _cells(counts: dict[tuple[str, str], tuple[int, int]], rows: list[tuple[Any, ...]]) -> list[Cell]:
+def _cells(counts: dict[tuple[str, str], tuple[int, int]], rows: sqlite3.Cursor) -> list[Cell]:
+    keys = sorted(counts)
+    number = {key: i for i, key in enumerate(keys)}
     callers: dict[str, int] = {}
-    by_cell: dict[tuple[str, str], list[tuple[float, ...]]] = {key: [] for key in counts}
-    for side, arm, principal, _, *values in rows:
-        caller = callers.setdefault(principal, len(callers))
-        by_cell[side, arm].append((caller, *(np.nan if value is None else value for value in values)))
-    return [_cell(key, counts[key], by_cell[key]) for key in sorted(counts)]
+    chunks = [np.empty((0, _N_COLUMNS))]
+    while chunk := rows.fetchmany(_CHUNK_ROWS):  # as Python's objects, all of them would take ten times the memory
+        chunks.append(
+            np.array(
+                [
+                    (number[side, arm], callers.setdefault(principal, len(callers)), *values)
+                    for side, arm, principal, *values in chunk
+                ],
+                np.float64,  # None becomes NaN
+            )
+        )
+    table = np.concatenate(chunks)
+    return [_cell(key, counts[key], table[table[:, 0] == i]) for i, key in enumerate(keys)]
 
 
-def _cell(key: tuple[str, str], counts: tuple[int, int], rows: list[tuple[float, ...]]) -> Cell:
-    n_classes = len(CLASSES)
-    table = np.array(rows, np.float64).reshape(len(rows), n_classes + 5)
-    mean, sd, label, realized = table[:, 1 + n_classes :].T
+def _cell(key: tuple[str, str], counts: tuple[int, int], table: Floats) -> Cell:
+    _, principal, *probs, mean, sd, label, realized = table.T
     return Cell(
         *key,
         *counts,
-        principal=table[:, 0].astype(np.int64),
-        probs=table[:, 1 : 1 + n_classes],
+        principal=principal.astype(np.int64),
+        probs=np.stack(probs, axis=1),
         mean=mean,
         sd=sd,
         label=np.where(np.isnan(label), -1, label).astype(np.int64),
