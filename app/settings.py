@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from app.urls import check_key_url, check_origin, check_proxies, is_host
 from serve_app.serve_config import FAULT_ENGINE, STUB_ENGINES, EngineName
 
 PREFIX = "GATEWAY_"
+MAX_RATE_LIMIT = 1_000_000_000
 MIN_STICKY_KEY_BYTES, MAX_STICKY_KEY_BYTES = 16, 64  # of BLAKE2b, the longest is its own
 
 
@@ -139,9 +141,14 @@ class Settings(BaseSettings):
         10, description="Invalid credentials per minute and address that are told 401, the others 429.", ge=1, le=10_000
     )
 
-    rate_limit: int = Field(60_000, description="Windows per minute and principal.", ge=1, le=1_000_000_000)
+    rate_limit: int = Field(60_000, description="Windows per minute and principal.", ge=1, le=MAX_RATE_LIMIT)
+    rate_limits: Annotated[dict[str, int], NoDecode] = Field(
+        {},
+        description='Limits of single accounts instead, as JSON: {"tenant:fund-a": 600000, "sub:ann": 600}. Empty: none.',
+        max_length=1000,
+    )
     ops_rate_limit: int = Field(
-        6000, description="Other requests with a token, per minute and principal.", ge=1, le=1_000_000_000
+        6000, description="Other requests with a token, per minute and principal.", ge=1, le=MAX_RATE_LIMIT
     )
     max_concurrent: int = Field(
         256, description="Predictions of one principal under way at a time in this gateway.", ge=1, le=100_000
@@ -149,10 +156,14 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1 << 20, description="Largest request body, in bytes.", ge=1024, le=64 << 20)
     max_timeout_ms: int = Field(2000, description="Longest deadline, and the default, in ms.", ge=1, le=60_000)
     max_wait_ms: int = Field(
-        500, description="Calls that would wait longer than this for the model are refused with 503.", ge=1, le=60_000
+        500,
+        description="Longest wait for the model; a call that expects more, or more than a slot's way, is told 503.",
+        ge=1,
+        le=60_000,
     )
     route_key_subjects: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset(), description="Subjects who may choose their arm's key by X-Route-Key, separated by commas."
+        frozenset(),
+        description="Who may choose their arm's key by X-Route-Key: subjects, or TENANT/SUBJECT, by commas.",
     )
 
     ray_serve_fraction: float = Field(1.0, description="Share of Ray Serve at the very first start.", ge=0, le=1)
@@ -228,6 +239,27 @@ class Settings(BaseSettings):
     @classmethod
     def _check_trusted_proxies(cls, value: frozenset[str]) -> frozenset[str]:
         check_proxies(value)
+        return value
+
+    @field_validator("rate_limits", mode="before")
+    @classmethod
+    def _parse_rate_limits(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value, object_pairs_hook=_without_twins)
+        except (ValueError, RecursionError):
+            raise ValueError("must be a JSON object that names no account twice") from None
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _check_rate_limits(cls, value: dict[str, int]) -> dict[str, int]:
+        for account, limit in value.items():
+            kind, _, name = account.partition(":")
+            if kind not in {"tenant", "sub"} or not 1 <= len(name) <= 255 or not name.isprintable():
+                raise ValueError("must name accounts as tenant:NAME, or sub:NAME for who has no tenant")
+            if not 1 <= limit <= MAX_RATE_LIMIT:
+                raise ValueError(f"must be limits from 1 to {MAX_RATE_LIMIT} windows per minute")
         return value
 
     @field_validator("allowed_hosts")
@@ -436,6 +468,12 @@ class Settings(BaseSettings):
                 "no token secret: set GATEWAY_JWT_SECRET_FILE to a file of at least 32 random bytes, mode 0600"
             )
         return self._file_secret
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name twice")
+    return dict(pairs)
 
 
 def variable_of(field: str) -> str:

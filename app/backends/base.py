@@ -15,7 +15,10 @@ FAIR_BUDGET_S = 0.5
 
 
 class ExpiredInQueue(DeadlineExceeded):
-    """The deadline passed before anything was sent: this says how busy we are, and nothing of the arm."""
+    """The deadline passed in our own queue, or so soon after it that no answer could be expected.
+
+    This says how busy we are, and nothing of the arm.
+    """
 
 
 @dataclass(frozen=True, slots=True)

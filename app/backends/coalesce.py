@@ -8,20 +8,22 @@ comes back: the busier the backend, the fuller the groups, and nobody waits for 
                           split at   one lane per           checked once
                  max_group_windows   (version, options)
 
-Nobody waits for long either: what would wait longer than `max_wait_s`, or past its deadline, at the pace at which
-groups come back now, is refused on arrival. So a flood costs the flood its answers, and not those who were admitted
-their latency.
+Nobody waits for long either: what would wait longer than what is under way, or than `max_wait_s`, or past its
+deadline, at the pace at which groups come back now, is refused on arrival (`admission`). So a flood costs the flood its
+answers, and not those who were admitted their latency.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from app.backends.base import Answer, Call, ExpiredInQueue
+from app.backends.admission import Admission, Pace
+from app.backends.base import FAIR_BUDGET_S, Answer, Call, ExpiredInQueue
 from app.backends.waiting import FairQueue
 from serve_app.contract import (
     DeadlineExceeded,
@@ -30,7 +32,6 @@ from serve_app.contract import (
     ModelOutputInvalid,
     NotReady,
     Options,
-    Overloaded,
     Prediction,
     ServingError,
     Unavailable,
@@ -74,7 +75,8 @@ class Group:
 
     Attributes:
         deadline: Seconds on the monotonic clock: the latest of the callers'; past it nobody waits for any row.
-        was_retried: Set by `send` when it had to begin anew: the time that took says nothing of the pace.
+        was_retried: Set when it had to begin anew, by `send` too: the time that took says nothing of the pace.
+        is_repeat: Its parts have been sent before, in a group on which the model failed.
     """
 
     version: str | None
@@ -82,11 +84,13 @@ class Group:
     deadline: float
     parts: tuple[Part, ...]
     was_retried: bool = False
+    is_repeat: bool = False
 
     @classmethod
-    def of(cls, parts: tuple[Part, ...]) -> Group:
+    def of(cls, parts: tuple[Part, ...], *, is_repeat: bool = False) -> Group:
         first = parts[0].call
-        return cls(first.version, first.options, max(part.call.deadline for part in parts), parts)
+        deadline = max(part.call.deadline for part in parts)
+        return cls(first.version, first.options, deadline, parts, is_repeat=is_repeat)
 
     @property
     def has_fallback(self) -> bool:
@@ -114,7 +118,7 @@ class Coalescer:
         max_in_flight: Most groups under way at a time; the attribute may be changed at any time.
         max_queued_windows: Most windows waiting for a slot before a call and with it; beyond them it is refused with
             `Overloaded`. Twice as many may wait in all: a flood fills its own half and leaves the others' free.
-        max_wait_s: Longest wait for a slot that a call is admitted to, judged by the present pace.
+        max_wait_s: Longest wait for a slot that any call is admitted to; a quick backend's calls wait less.
         clock: Seconds, monotonic; the clock of the calls' deadlines.
     """
 
@@ -128,18 +132,20 @@ class Coalescer:
         max_wait_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if max_queued_windows < max_group_windows:
-            raise ValueError("max_queued_windows must hold at least one group")
         self._send = send
         self._max_group_windows = max_group_windows
         self.max_in_flight = max_in_flight
-        self._max_queued_windows = max_queued_windows
-        self._max_wait_s = max_wait_s
         self._clock = clock
         self._queue: FairQueue[Part] = FairQueue()
         self._flights: set[_Flight] = set()
         self._flying_windows = 0
-        self._pace = _Pace()
+        self._pace = Pace()
+        self._admission = Admission(
+            self._pace,
+            max_group_windows=max_group_windows,
+            max_queued_windows=max_queued_windows,
+            max_wait_s=max_wait_s,
+        )
         self._launch_is_due = False
         self._sent_groups = 0
         self._sent_windows = 0
@@ -186,25 +192,19 @@ class Coalescer:
         now = self._clock()
         if call.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was sent")
-        self._refuse_overload(call, now)
+        self._admission.refuse_overload(
+            len(call.windows),
+            call.deadline - now,
+            ahead=self._queue.ahead_of(call.principal),
+            queued=self._queue.n_windows,
+            flying=self._flying_windows,
+            slots=self.max_in_flight,
+        )
         caller = _Caller(call, now, self._max_group_windows)
         for part in caller.parts:
             self._queue.put(part)
         self._launch_soon()
         return caller
-
-    def _refuse_overload(self, call: Call, now: float) -> None:
-        """Raise `Overloaded` for a call that the queue has no room for, or no time."""
-        ahead = self._queue.ahead_of(call.principal)
-        size, room = len(call.windows), self._max_queued_windows
-        if ahead + size > room or self._queue.n_windows + size > 2 * room:
-            raise Overloaded("too many windows are waiting")
-        # Who finds nobody ahead is let in: such answers, and nothing else, can tell that the pace has changed.
-        if ahead:
-            wait_s = self._pace.s_per_window * ahead
-            flight_s = self._pace.s_per_window * self._flying_windows
-            if wait_s > self._max_wait_s or wait_s + flight_s > call.deadline - now:
-                raise Overloaded("the wait would be too long")
 
     def _launch_soon(self) -> None:
         """Launch on the loop's next turn, so that all calls of this turn share a group."""
@@ -216,24 +216,12 @@ class Coalescer:
         self._launch_is_due = False
         while self._queue and len(self._flights) < self.max_in_flight:
             now = self._clock()
-            parts = self._queue.take(self._room())
+            parts = self._queue.take(self._admission.group_windows(self.max_in_flight))
             for part in parts:
                 if part.call.deadline <= now:
                     part._caller.expire()
             if wanted := tuple(part for part in parts if not part._caller.answer.done()):
                 self._fly(wanted, now)
-
-    def _room(self) -> int:
-        """Windows for the next group: at the present pace, all slots hold work for half of `max_wait_s` at most.
-
-        What is under way cannot be overtaken any more, so a slow model gets smaller groups; down to one full group
-        over all slots, because a pass that takes long whatever its size would only get slower per window.
-        """
-        slot_s = self._max_wait_s / 2 / self.max_in_flight
-        fitting = self._max_group_windows
-        if self._pace.s_per_window * fitting > slot_s:
-            fitting = int(slot_s / self._pace.s_per_window)
-        return max(fitting, self._max_group_windows // self.max_in_flight, 1)
 
     def _fly(self, parts: tuple[Part, ...], now: float) -> None:
         if not self._flights:
@@ -266,11 +254,12 @@ class Coalescer:
 
     async def _answer_singly(self, flight: _Flight) -> None:
         """After the model failed on a group: once more for each call that still waits, in the same slot."""
+        flight.group.was_retried = True
         for part in flight.group.parts:
             if part._caller.answer.done():
                 continue
             try:
-                flight.deliver((part,), await self._ask(Group.of((part,))), self._clock())
+                flight.deliver((part,), await self._ask(Group.of((part,), is_repeat=True)), self._clock())
             except ModelFailed as error:
                 flight.fail((part,), error)
 
@@ -299,36 +288,6 @@ class Coalescer:
                 self._queue.discard(part)
 
 
-class _Pace:
-    """How long the backend takes for a window while it has all the work it can hold; idle times say nothing.
-
-    Attributes:
-        s_per_window: Seconds from one window's landing to the next's, over the last ten groups or so; 0 until known.
-    """
-
-    _KEPT = 0.9  # of the past, at each landing
-
-    def __init__(self) -> None:
-        self.s_per_window = 0.0
-        self._busy_s = 0.0
-        self._windows = 0.0
-        self._since = 0.0
-
-    def mark(self, now: float) -> None:
-        """The next window's time begins: the first group leaves after a pause, or one has come back."""
-        self._since = now
-
-    def land(self, n_windows: int, sent: float, now: float, *, is_saturated: bool) -> None:
-        """A group is back with its answer, and others waited for its slot or did not."""
-        if is_saturated:
-            self._busy_s = self._KEPT * self._busy_s + now - self._since
-            self._windows = self._KEPT * self._windows + n_windows
-            self.s_per_window = self._busy_s / self._windows
-        # A window cannot take longer than the group's whole way: one quick answer ends the memory of slow times.
-        self.s_per_window = min(self.s_per_window, (now - sent) / n_windows)
-        self._busy_s = self.s_per_window * self._windows
-
-
 class _Caller:
     """One waiting call: its parts, and the answer put together from theirs."""
 
@@ -347,9 +306,14 @@ class _Caller:
             self.answer.exception()  # counts as seen: a caller who is cancelled this very moment never looks
 
     def expire(self) -> None:
-        was_sent = any(part._flight is not None for part in self.parts)
-        kind = DeadlineExceeded if was_sent else ExpiredInQueue
+        kind = DeadlineExceeded if self._had_time() else ExpiredInQueue
         self.fail(kind("the deadline passed before there was an answer"))
+
+    def _had_time(self) -> bool:
+        """Whether a part was with the backend for a fair time, or at least for longer than it had waited here."""
+        flying = (part for part in self.parts if part._flight is not None and part._prediction is None)
+        sent = min((part._flight.sent for part in flying if part._flight is not None), default=math.inf)
+        return self.parts[0].call.deadline - sent >= min(FAIR_BUDGET_S, sent - self.arrived)
 
     def deliver(self, part: Part, prediction: Prediction, group_windows: int, sent: float, now: float) -> None:
         part._prediction, part._group_windows = prediction, group_windows

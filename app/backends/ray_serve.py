@@ -219,7 +219,8 @@ class RayServeBackend:
 
     async def _send(self, app: str, group: Group) -> Prediction:
         """Have the group answered; a prediction changes nothing, so it is sent once more when its replica died."""
-        self._retries.earn()
+        if not group.is_repeat:  # or what fails would pay for what is sent again
+            self._retries.earn()
         try:
             return await self._send_once(app, group)
         except ReplicaLost:

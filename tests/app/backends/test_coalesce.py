@@ -440,10 +440,10 @@ def test_a_call_whose_deadline_is_nearer_than_its_turn_is_refused_on_arrival() -
     async def scenario(loop: HandDrivenLoop) -> None:
         send = HandDrivenSend()
         subject = coalescer(loop, send, max_wait_s=10.0)
-        flood(subject, 40)
-        await run_saturated(loop, send, range(3), each_s=0.1)
-        with pytest.raises(Overloaded):  # 0.6 s to wait
-            await subject.predict(call(99, deadline=loop.now + 0.5, principal="flood"))
+        flood(subject, 19)
+        await run_saturated(loop, send, range(3), each_s=0.1)  # 0.1 s are under way, three windows wait
+        with pytest.raises(Overloaded):
+            await subject.predict(call(99, deadline=loop.now + 0.15, principal="flood"))
         patient = spawn(subject.predict(call(99, deadline=loop.now + 5, principal="flood")))
         await loop.settle()
         assert not patient.done()
@@ -468,6 +468,79 @@ def test_what_is_under_way_counts_against_a_deadline_as_well() -> None:
         subject.close()
         with pytest.raises(NotReady):
             await patient
+
+    drive(scenario)
+
+
+def test_after_a_model_failure_each_call_goes_as_a_repeat() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        callers = [spawn(subject.predict(call(mark))) for mark in (1, 2)]
+        await loop.settle()
+        send.fail(0, ModelFailed("m"))
+        await loop.settle()
+        send.answer(1)
+        await loop.settle()
+        send.answer(2)
+        await asyncio.gather(*callers)
+        assert [group.is_repeat for group in send.groups] == [False, True, True]
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "kind"),
+    [
+        (1.9, ExpiredInQueue),  # 1.8 s in the queue, 0.1 s under way
+        (2.29, ExpiredInQueue),
+        (2.31, DeadlineExceeded),  # half a second is fair, whatever went before
+    ],
+)
+def test_what_was_sent_just_before_its_deadline_expired_for_the_queue(
+    timeout_s: float, kind: type[DeadlineExceeded]
+) -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        first = spawn(subject.predict(call(1, deadline=loop.now + 10)))
+        await loop.settle()
+        late = spawn(subject.predict(call(2, deadline=loop.now + timeout_s)))
+        await loop.advance(1.8)
+        send.answer(0)
+        await loop.settle()
+        assert first.done()
+        assert send.marks == [[1], [2]]
+        await loop.advance(timeout_s)
+        with pytest.raises(DeadlineExceeded) as raised:
+            await late
+        assert type(raised.value) is kind
+
+    drive(scenario)
+
+
+def test_a_short_deadline_that_was_spent_under_way_is_no_fault_of_the_queue() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        subject = coalescer(loop, HandDrivenSend())
+        hasty = spawn(subject.predict(call(1, deadline=loop.now + 0.1)))
+        await loop.advance(0.1)
+        with pytest.raises(DeadlineExceeded) as raised:
+            await hasty
+        assert type(raised.value) is DeadlineExceeded
+
+    drive(scenario)
+
+
+def test_a_large_call_of_which_a_part_hangs_did_not_expire_in_the_queue() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        send = HandDrivenSend()
+        subject = coalescer(loop, send)
+        large = spawn(subject.predict(call(*range(8))))
+        await loop.advance(2.0)
+        assert send.marks == [[0, 1, 2, 3]]
+        with pytest.raises(DeadlineExceeded) as raised:
+            await large
+        assert type(raised.value) is DeadlineExceeded
 
     drive(scenario)
 
@@ -534,8 +607,8 @@ def test_one_quick_answer_ends_the_memory_of_slow_times() -> None:
         send.answer(3)
         await alone
         assert subject.stats()["ms_per_window"] == pytest.approx(10)
-        burst = flood(subject, 20)
-        await run_saturated(loop, send, range(4, 9), each_s=0.01)
+        burst = flood(subject, 10)
+        await run_saturated(loop, send, range(4, 7), each_s=0.01)
         assert all(caller.result() for caller in burst)
 
     drive(scenario)

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.backends.coalesce import Group
+from app.backends.base import Call
+from app.backends.coalesce import Group, Part
 from app.backends.fake import fake_prediction
 from app.backends.frames import Frame, Kind
 from app.backends.ray_serve import BridgeProcess, RayServeBackend, _environment, _rejected, _result
@@ -152,6 +153,10 @@ class LossyBridge(JoinedBridge):
         return answer
 
 
+def part_of(one: Call) -> Part:
+    return Part(one, one.windows, None)  # type: ignore[arg-type]  # nobody waits for it
+
+
 async def outcome_of(backend: RayServeBackend, *, has_fallback: bool = False) -> str:
     try:
         await backend.predict(replace(call(1), has_fallback=has_fallback))
@@ -183,6 +188,19 @@ def test_an_outage_is_not_answered_with_twice_the_load() -> None:
         assert len(bridge.asked) <= 200 + 20 + 10
         stats = backend._n_retries
         assert stats[True] + stats[False] == 200
+
+    drive(scenario)
+
+
+def test_what_is_sent_again_alone_after_the_model_failed_earns_no_retries() -> None:
+    async def scenario(loop: HandDrivenLoop) -> None:
+        for is_repeat, granted in ((False, 10), (True, 0)):
+            backend = backend_on(JoinedBridge({"app": "1"}), loop)
+            while backend._retries.spend():
+                pass
+            for _ in range(105):
+                await backend._send("app", replace(Group.of((part_of(call(1)),)), is_repeat=is_repeat))
+            assert sum(backend._retries.spend() for _ in range(20)) == granted
 
     drive(scenario)
 
