@@ -10,9 +10,11 @@ import typer
 
 from app.cli.access import client_settings, gateway_client
 from app.cli.options import AsJson, Token, Url
+from app.cli.rollout_report import rollout_report
 from app.cli.terminal import out, told
 
 commands = typer.Typer(no_args_is_help=True, help="The share of callers that Ray Serve answers.")
+commands.command("report")(rollout_report)
 
 
 @commands.command("show")

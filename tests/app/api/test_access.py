@@ -25,6 +25,8 @@ NEEDED = {
     ("GET", "/metrics"): "ops",
     ("GET", "/rollout"): "ops",
     ("PUT", "/rollout"): "admin",
+    ("GET", "/rollout/report"): "ops",
+    ("POST", "/rollout/outcomes"): "admin",
     ("GET", "/v2"): "predict",
     ("GET", "/v2/models/stats"): "predict",
     ("GET", "/v2/models/{model}"): "predict",
