@@ -16,6 +16,7 @@ Below `/v2` the Open Inference Protocol rules: `{"error": …}`, and input error
     │   └── TooManyAtOnce     too-many-at-once      429   the caller's requests that are under way
     ├── TooManyFailures       too-many-failures     429   the address sent too many bad credentials
     ├── ClientGone            client-gone           499   nobody waits for the answer any more; never sent
+    ├── Killed                killed                503   an operator stopped what the request asks for
     ├── IdentityUnavailable   identity-unavailable  503   what credentials are judged by is not known now
     └── StateUnavailable      state-unavailable     503   what all gateways share cannot be changed now
 
@@ -161,6 +162,27 @@ class IdentityUnavailable(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("what tokens and keys are judged by is not known now; try again", headers={"Retry-After": "5"})
+
+
+_KILLED = {
+    "global": "predictions were stopped by an operator",
+    "model": "predictions of this model were stopped by an operator",
+    "principal": "predictions for this principal were stopped by an operator",
+    "symbol": "predictions for this symbol were stopped by an operator",
+}
+
+
+class Killed(GatewayError):
+    """Why it was stopped is the operators' own affair.
+
+    Args:
+        scope: What was stopped; one of `app.rollout.kills.SCOPES`.
+    """
+
+    status, code, title = 503, "killed", "Stopped by an operator"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(_KILLED[scope], headers={"Retry-After": "30"}, members={"scope": scope})
 
 
 class StateUnavailable(GatewayError):

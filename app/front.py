@@ -20,6 +20,7 @@ _TWINS = frozenset(
         *(b"content-length", b"transfer-encoding", b"content-type", b"content-encoding"),
         *(b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"),
         *(b"inference-header-content-length", b"x-request-id", b"x-request-timeout-ms", b"x-route-key", b"x-route-to"),
+        b"x-symbol",
     )
 )
 
@@ -36,7 +37,7 @@ _PREFLIGHT = (
     (
         b"access-control-allow-headers",
         b"Authorization, Content-Type, Content-Encoding, Inference-Header-Content-Length, X-Request-Id, "
-        b"X-Request-Timeout-Ms, X-Route-Key, X-Route-To",
+        b"X-Request-Timeout-Ms, X-Route-Key, X-Route-To, X-Symbol",
     ),
     (b"access-control-max-age", b"600"),
 )

@@ -94,6 +94,10 @@ RouteTo = Annotated[
 ]
 RouteKey = Annotated[str | None, Header(alias="x-route-key", description="Only for principals allowed by setting.")]
 
+Symbol = Annotated[
+    str | None, Header(alias="x-symbol", pattern=r"^[A-Z0-9._-]{1,32}$", description="What the windows are of.")
+]
+
 
 async def describe_predict(  # pragma: no cover  # only its signature is used
     body: PredictionRequest,
@@ -106,6 +110,7 @@ async def describe_predict(  # pragma: no cover  # only its signature is used
     request_id: RequestId = None,
     route_to: RouteTo = None,
     route_key: RouteKey = None,
+    symbol: Symbol = None,
 ) -> PredictionResponse:
     """Predict for one window or a batch. Needs a token with the scope `predict`."""
     raise NotImplementedError
@@ -116,6 +121,7 @@ _REFUSALS = {
     401: "No valid token.",
     403: "The token does not allow this.",
     404: "There is no such thing here.",
+    409: "The present state does not allow this.",
     413: "The body is too large.",
     415: "The body's type or encoding is not taken.",
     422: "Parsed, but not what is asked for.",

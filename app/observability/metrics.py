@@ -262,6 +262,44 @@ class AccessMetrics:
         return {labels["reason"]: value for labels, value in _values(self._failures)}
 
 
+class ChangeMetrics:
+    """What operators and the gateway changed: the audit log's end, and what is killed."""
+
+    def __init__(self, make: _Maker) -> None:
+        self._records = make.gauge("gateway_audit_records", "Records in this gateway's audit log")
+        self._head = make.gauge("gateway_audit_head", "First 52 bits of the hash of the audit log's last record")
+        self._broken = make.worst("gateway_audit_broken", "1 while the audit log is not what was written")
+        self._missed = make.counter(
+            "gateway_audit_missed_total", "Changes that were made although they could not be recorded"
+        )
+        self._kills = make.worst("gateway_kills", "Kills in force, by scope", ["scope"])
+        self._killed = make.counter(
+            "gateway_killed_requests_total", "Prediction requests refused by the kill switch, by scope", ["scope"]
+        )
+
+    def show_audit_head(self, records: int, head: int) -> None:
+        """Take over where the audit log ends: how many records, and 52 bits of the last one's hash."""
+        self._records.set(records)
+        self._head.set(head)
+
+    def show_audit_broken(self, broken: bool) -> None:
+        """Take over whether the audit log is not what was written; from any thread."""
+        self._broken.set(broken)
+
+    def count_missed_record(self) -> None:
+        """Count a change that was made although it could not be recorded."""
+        self._missed.inc()
+
+    def show_kills(self, counts: Mapping[str, int]) -> None:
+        """Take over how many kills are in force, by scope, a closed set."""
+        for scope, count in counts.items():
+            self._kills.labels(scope).set(count)
+
+    def count_killed(self, scope: str) -> None:
+        """Count a request that was refused because of a kill of this scope."""
+        self._killed.labels(scope).inc()
+
+
 class HttpMetrics:
     """Every HTTP request, and how well the process keeps up with them."""
 
@@ -330,6 +368,7 @@ class Metrics:
         self.arms = ArmMetrics(make)
         self.rollout = RolloutMetrics(make)
         self.access = AccessMetrics(make)
+        self.changes = ChangeMetrics(make)
         self.http = HttpMetrics(make)
 
     def exposition(self) -> bytes:

@@ -29,8 +29,8 @@ from app.files import locked
 
 _LOGGER = logging.getLogger(__name__)
 
-# `seen` is what another gateway did and came into force here, `gap` tells of changes that could not be recorded, `torn`
-# of what a crash left of a line.
+# `seen` is what another gateway did and came into force here, `abandoned` a change that was recorded and then could not
+# be made, `gap` tells of changes that could not be recorded, `torn` of what a crash left of a line.
 Action = Literal[
     "start",
     "step",
@@ -44,6 +44,7 @@ Action = Literal[
     "kill",
     "lift",
     "seen",
+    "abandoned",
     "gap",
     "torn",
 ]

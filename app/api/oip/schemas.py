@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.oip.codec import MAX_ID_CHARS
 from app.api.oip.tensors import DATATYPE, INPUT, INPUT_SHAPE, ON_REQUEST, OUTPUT_SHAPES
-from app.api.schemas import RequestId, RouteKey, RouteTo, TimeoutMs, Token
+from app.api.schemas import RequestId, RouteKey, RouteTo, Symbol, TimeoutMs, Token
 
 
 class Live(BaseModel):
@@ -178,6 +178,7 @@ async def describe_infer(  # pragma: no cover  # only its signature is used
     request_id: RequestId = None,
     route_to: RouteTo = None,
     route_key: RouteKey = None,
+    symbol: Symbol = None,
 ) -> InferResponseBody:
     """Predict, by whichever version is served. Needs a token with the scope `predict`."""
     raise NotImplementedError
@@ -194,6 +195,7 @@ async def describe_infer_by_version(  # pragma: no cover  # only its signature i
     request_id: RequestId = None,
     route_to: RouteTo = None,
     route_key: RouteKey = None,
+    symbol: Symbol = None,
 ) -> InferResponseBody:
     """Predict by this version and no other. Needs a token with the scope `predict`."""
     raise NotImplementedError
