@@ -42,9 +42,10 @@ def rollout_report(
         _require_place(picture)
     from app.report_client import ReportClient
 
-    with ReportClient(
+    gateway = ReportClient(
         gateway_url(url), token_for(client_settings(), token, "operator", "ops"), timeout_s=_TIMEOUT_S
-    ) as gateway:
+    )
+    with gateway:
         document = told(lambda: gateway.report(since))
     if picture is not None:
         from app.rollout.experiment_picture import report_picture

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# By side; an arm that answers both, as a fallback does, has the colour of the side that it answered.
+# By side. Of one side's arms the first is drawn in full, those that answered for it dashed.
 _COLOURS = {"stable": "#1f5fa8", "canary": "#c26a1b"}
 _PANELS = (
     ("hit_rate", "hit rate"),
@@ -34,8 +35,8 @@ def report_picture(document: dict[str, Any], file_format: str) -> bytes:
     """
     arms = [arm for arm in document["arms"] if arm["measures"]["labelled"]]
     figure = Figure(figsize=(12, 6.2), layout="constrained")
-    figures, reliability = figure.subfigures(1, 2, width_ratios=(3, 2))
-    axes = figures.subplots(3, 2).ravel()
+    figures, reliability = np.ravel(figure.subfigures(1, 2, width_ratios=(3, 2)))
+    axes: list[Axes] = list(figures.subplots(3, 2).ravel())
     for axis, (name, title) in zip(axes, _PANELS, strict=True):
         _draw_figure(axis, arms, name, title)
     _draw_reliability(reliability.subplots(), arms)
@@ -55,28 +56,30 @@ def _draw_figure(axis: Axes, arms: Sequence[_Arm], name: str, title: str) -> Non
     if name in _NOMINAL:
         axis.axvline(_NOMINAL[name], color="black", lw=1, ls=":")
     axis.set_yticks(range(len(arms)), [f"{arm['side']}\n{arm['arm']}" for arm in arms], fontsize=8)
-    axis.set(title=title, ylim=(max(len(arms), 1) - 0.5, -0.5))
-    axis.title.set_size(10)
+    axis.set_ylim(max(len(arms), 1) - 0.5, -0.5)
+    axis.set_title(title, fontsize=10)
     _tidy(axis)
 
 
 def _draw_reliability(axis: Axes, arms: Sequence[_Arm]) -> None:
     axis.plot([0, 1], [0, 1], ":", color="black", lw=1)
-    for arm in arms:
+    most = max((of["n"] for arm in arms for of in arm["measures"]["reliability"]), default=1)
+    drawn: set[str] = set()
+    for arm in sorted(arms, key=lambda arm: -arm["measures"]["labelled"]):
         bins = arm["measures"]["reliability"]
-        most = max((of["n"] for of in bins), default=1)
         x, y = [of["confidence"] for of in bins], [of["hit_rate"] for of in bins]
         colour = _COLOURS[arm["side"]]
-        axis.plot(x, y, color=colour, lw=1, alpha=0.7, label=f"{arm['side']}: {arm['arm']}")
-        axis.scatter(x, y, s=[10 + 90 * of["n"] / most for of in bins], color=colour, alpha=0.7, linewidths=0)
+        style = "--" if arm["side"] in drawn else "-"
+        drawn.add(arm["side"])
+        axis.plot(x, y, style, color=colour, lw=1, alpha=0.7, label=f"{arm['side']}: {arm['arm']}")
+        axis.scatter(x, y, s=[4 + 96 * of["n"] / most for of in bins], color=colour, alpha=0.7, linewidths=0)
     axis.set(
         xlim=(0, 1),
         ylim=(0, 1),
         xlabel="probability of the likeliest class",
         ylabel="share of windows in which it happened",
-        title="reliability; larger dots, more windows",
     )
-    axis.title.set_size(10)
+    axis.set_title("reliability; larger dots, more windows", fontsize=10)
     axis.set_aspect("equal")
     if arms:
         axis.legend(frameon=False, fontsize=8, loc="upper left")

@@ -180,15 +180,12 @@ class Shadow:
 
     async def _work(self) -> None:
         """Send what waits, one group after the other."""
-        try:
-            while self._waiting:
-                offers = self._take()
-                if sent := [offer for offer in offers if self._may_send(offer)]:
-                    await asyncio.gather(*(self._ask(offer) for offer in sent))
-                else:
-                    await asyncio.sleep(0)  # live calls first, however much there is to drop
-        except Exception:
-            _LOGGER.exception("the shadow failed in an unforeseen way")
+        while self._waiting:
+            offers = self._take()
+            if sent := [offer for offer in offers if self._may_send(offer)]:
+                await asyncio.gather(*(self._ask(offer) for offer in sent))
+            else:
+                await asyncio.sleep(0)  # live calls first, however much there is to drop
 
     def _take(self) -> list[_Offer]:
         """The next group: offers in their order, as many as fit, or one that is too large."""
@@ -233,6 +230,10 @@ class Shadow:
         try:
             answer = await self._backends[arm.backend].predict(call)
         except ServingError:
+            self._books.count("failed")
+            return
+        except Exception:
+            _LOGGER.exception("an arm failed in an unforeseen way while it was shadowed")
             self._books.count("failed")
             return
         self._note_queue(arm.backend, answer, self._clock())
