@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from app.rate_limit import WINDOW_S, Allowance
+from app.rate_limit import WINDOW_S, Allowance, Quota
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.shared.commands import Command, Link, RedisAway, Script
 
@@ -27,6 +27,7 @@ PROBE_PERIOD_S = 0.5
 CONNECT_TIMEOUT_S = 0.5  # nobody waits for it but the probes, and TLS and names take their time
 GOOD_PROBES = 2
 MAX_LATE = 3
+MAX_BUNDLE = 64  # the script takes up to 0.1 ms for a busy account: far below what a bundle is waited for
 MAX_WAITING = 1024
 MAX_TOLD = 10_000
 
@@ -163,12 +164,15 @@ class _Ask(NamedTuple):
     cost: int
     command: Command
     answer: asyncio.Future[Verdict | None]
+    asked_at: float
+    is_debt: bool = False  # nobody waits for it
 
 
 class SharedCounters:
     """The counters in Redis, asked for many requests at once; never waited for when Redis is away, hung or wrong.
 
-    What is asked while a bundle is under way goes with the next one. A bundle that takes long is waited for by its
+    What is asked while a bundle is under way goes with the next one, or with a later one where many ask; who would wait
+    too long for that is let go. A bundle that takes long is waited for by its
     first few requests alone, all others are let go without an answer at once; when it fails, nobody asks any more
     until Redis has answered probes, which no request waits for.
 
@@ -201,6 +205,7 @@ class SharedCounters:
         self._sender: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._clock = clock
         self._owed = MinuteCounters(clock)
         self._in_doubt = False
         self.is_away = False
@@ -223,7 +228,7 @@ class SharedCounters:
         if self.is_away or self._in_doubt or len(self._waiting) >= MAX_WAITING:
             return None
         loop = asyncio.get_running_loop()
-        ask = _Ask(key, cost, _spend(key, limit, cost), loop.create_future())
+        ask = _Ask(key, cost, _spend(key, limit, cost), loop.create_future(), self._clock())
         self._waiting.append(ask)
         if self._sender is None:
             self._sender = loop.create_task(self._send_bundles())
@@ -236,8 +241,9 @@ class SharedCounters:
     async def _send_bundles(self) -> None:
         try:
             while self._waiting:
-                self._bundle, self._waiting = self._waiting, []
+                self._bundle, self._waiting = self._waiting[:MAX_BUNDLE], self._waiting[MAX_BUNDLE:]
                 await self._send(self._bundle)
+                self._let_go_of_late()
         finally:
             self._let_go(self._bundle)  # whatever happened, nobody is left waiting
             self._sender = None
@@ -259,6 +265,13 @@ class SharedCounters:
             self._settle(ask, answer)
         if not self.is_away:
             self._pay()
+
+    def _let_go_of_late(self) -> None:
+        """Who has waited for bundles of others for as long as for a slow one of his own waits no more."""
+        since = self._clock() - self._doubt_after_s
+        if self._waiting and self._waiting[0].asked_at < since:
+            self._let_go([ask for ask in self._waiting if not ask.is_debt and ask.asked_at < since])
+            self._waiting = [ask for ask in self._waiting if ask.is_debt or ask.asked_at >= since]
 
     def _look_again(self, seconds: float) -> None:
         """Doubt in two steps: a loop that stood still must read what came meanwhile before it judges."""
@@ -286,7 +299,7 @@ class SharedCounters:
         for key, cost in self._owed.take().items():
             if cost > 0 and len(self._waiting) < MAX_WAITING:
                 nobody = asyncio.get_running_loop().create_future()
-                self._waiting.append(_Ask(key, 0, _spend(key, _NO_LIMIT, cost), nobody))
+                self._waiting.append(_Ask(key, 0, _spend(key, _NO_LIMIT, cost), nobody, self._clock(), is_debt=True))
 
     def _let_go(self, asks: list[_Ask]) -> None:
         for ask in asks:
@@ -333,7 +346,7 @@ class SharedLimiter:
     Args:
         counters: In Redis.
         local: This worker's part of the limit.
-        limit: Units per minute, of all workers together.
+        quota: Units per minute of each account, of all workers together.
         policy: Name in headers and keys.
         clock: Monotonic seconds.
     """
@@ -343,20 +356,21 @@ class SharedLimiter:
         counters: SharedCounters,
         local: LocalLimiter,
         *,
-        limit: int,
+        quota: Quota,
         policy: str = "predict",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._counters = counters
         self._local = local
-        self._limit = limit
+        self._quota = quota
         self._policy = policy
         self._clock = clock
         self._told: dict[str, Spent] = {}
 
     async def spend(self, account: str, cost: int) -> Allowance:
         """Count `cost` units against the account, or refuse and count nothing."""
-        verdict = await self._counters.spend(f"{self._policy}/{account}", self._limit, cost)
+        limit = self._quota.of(account)
+        verdict = await self._counters.spend(f"{self._policy}/{account}", limit, cost)
         if verdict is None:
             return await self._spend_alone(account, cost)
         self._remember(account, verdict.text)
@@ -364,19 +378,19 @@ class SharedLimiter:
             self._local.record(account, cost)
         return Allowance(
             verdict.admitted,
-            self._limit,
+            limit,
             WINDOW_S,
-            max(0, self._limit - verdict.used),
+            max(0, limit - verdict.used),
             max(1, math.ceil(verdict.wait_s)),
             self._policy,
             "shared",
         )
 
     async def _spend_alone(self, account: str, cost: int) -> Allowance:
-        now = self._clock()
+        now, limit = self._clock(), self._quota.of(account)
         spent = self._told.get(account)
-        if spent is not None and spent.used(now) + cost > self._limit:
-            return self._local.refuse(spent.wait_s(self._limit - cost, now))
+        if spent is not None and spent.used(now) + cost > limit:
+            return self._local.refuse(account, spent.wait_s(limit - cost, now))
         allowance = await self._local.spend(account, cost)
         if allowance.admitted:
             self._counters.owe(f"{self._policy}/{account}", cost)

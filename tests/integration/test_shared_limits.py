@@ -6,20 +6,22 @@ import asyncio
 import contextlib
 import math
 import random
+import re
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.rate_limit import Allowance
+from app.rate_limit import Allowance, Quota
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
-from app.rate_limit.shared import SPEND, SharedCounters, SharedLimiter
+from app.rate_limit.shared import DOUBT_AFTER_S, MAX_BUNDLE, SPEND, TIMEOUT_S, SharedCounters, SharedLimiter
 from app.shared.address import parse_redis_url
-from app.shared.commands import Script
+from app.shared.commands import Command, Script
 from app.shared.link import RedisLink
 from tests.faults.toxic import CLEAN, ToxicProxy, Toxics
 from tests.integration.processes import ROOT
@@ -46,8 +48,8 @@ class Worker:
         self.counters = SharedCounters(
             RedisLink(parse_redis_url(url)), on_change=self.changes.append, probe_period_s=probe_period_s
         )
-        local = LocalLimiter(MinuteCounters(), limit=limit // WORKERS, mode="local")
-        self._limiter = SharedLimiter(self.counters, local, limit=limit)
+        local = LocalLimiter(MinuteCounters(), quota=Quota(limit // WORKERS), mode="local")
+        self._limiter = SharedLimiter(self.counters, local, quota=Quota(limit))
 
     async def spend(self, cost: int = 1, account: str = "desk") -> Allowance:
         return await self._limiter.spend(account, cost)
@@ -291,7 +293,7 @@ async def test_a_load_made_to_meet_the_edge_of_a_window_gets_the_limit_in_its_wo
 async def test_redis_and_a_worker_alone_count_the_same(set_clock: SetClock) -> None:
     chance = random.Random(7)
     for run in range(20):
-        local = LocalLimiter(MinuteCounters(lambda: set_clock.now), limit=50)
+        local = LocalLimiter(MinuteCounters(lambda: set_clock.now), quota=Quota(50))
         for _ in range(60):
             set_clock.now += chance.choice((0.0, chance.uniform(0, 2), chance.uniform(0, 80)))
             cost = chance.randint(1, 60)
@@ -307,6 +309,34 @@ async def test_a_clock_that_is_set_back_frees_nothing_and_locks_nobody_out(set_c
     assert await set_clock.spend("desk", 100, 10) == (True, 0, 31)
     set_clock.now += 31.5
     assert await set_clock.spend("desk", 100, 90) == (True, 0, 30)
+
+
+async def test_four_hundred_busy_accounts_at_once_are_asked_in_bundles_far_below_the_deadline(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each account has spent something in each of the last sixty seconds: the script has the most to do."""
+    async with worker_on(redis.url) as worker:
+        now = int(time.time())
+        busy = [word for second in range(now - 60, now + 1) for word in (str(second), "1")]
+        link = worker.counters._link
+        keys = [f"sluice:limit:predict/desk-{number}" for number in range(400)]
+        for key in keys:
+            await link.ask([Command(None, ("HSET", key, *busy))], 1.0)
+        sizes: list[int] = []
+
+        async def ask_counted(commands: Sequence[Command], timeout_s: float) -> list[Any]:
+            sizes.append(len(commands))
+            return await ask(commands, timeout_s)
+
+        ask = link.ask
+        monkeypatch.setattr(link, "ask", ask_counted)
+        await asyncio.gather(*(worker.spend(account=f"desk-{number}") for number in range(400)))
+        assert max(sizes) == MAX_BUNDLE
+        [told] = await ask([Command(None, ("INFO", "commandstats"))], 1.0)
+    [usec] = re.findall(rb"cmdstat_evalsha:.*?usec_per_call=([0-9.]+)", told)
+    bundle_s = 1e-6 * float(usec) * MAX_BUNDLE
+    print(f"{float(usec):.0f} us for a busy account, {1e3 * bundle_s:.1f} ms for a bundle")
+    assert bundle_s < (TIMEOUT_S - DOUBT_AFTER_S) / 2
 
 
 async def test_forgotten_scripts_and_keys_are_no_outage(redis: RedisServer) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from app.rate_limit import Quota
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
-from app.rate_limit.shared import MAX_LATE, MAX_WAITING, SharedCounters, SharedLimiter, Spent
+from app.rate_limit.shared import MAX_BUNDLE, MAX_LATE, MAX_WAITING, SharedCounters, SharedLimiter, Spent
 from app.shared.commands import Command, RedisAway
 
 NEW = [1, 1, 61_000, b"61000:1"]
@@ -115,7 +116,26 @@ async def test_so_many_wait_and_no_more(counters: SharedCounters, link: FakeLink
     assert await counters.spend("a", 10, 1) is None
     link.answer()
     assert None not in await asyncio.gather(under_way, *waiting)
-    assert link.bundles == [1, MAX_WAITING]
+    assert link.bundles == [1, *[MAX_BUNDLE] * (MAX_WAITING // MAX_BUNDLE)]
+
+
+async def test_who_waited_long_for_the_bundles_of_others_is_let_go(link: FakeLink) -> None:
+    now = 100.0
+    counters = SharedCounters(link, timeout_s=10, doubt_after_s=5, clock=lambda: now)
+    link.hang()
+    bundle = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(MAX_BUNDLE)]
+    behind = [asyncio.create_task(counters.spend("a", 10, 1)) for _ in range(2 * MAX_BUNDLE)]
+    while not link.bundles:
+        await asyncio.sleep(0)
+    now += 4
+    later = asyncio.create_task(counters.spend("a", 10, 1))
+    await asyncio.sleep(0)
+    now += 1.5
+    link.answer()
+    assert None not in await asyncio.gather(*bundle, later)
+    assert {await one for one in behind} == {None}
+    assert link.bundles == [MAX_BUNDLE, 1]
+    await counters.stop()
 
 
 async def test_a_caller_who_leaves_spoils_nothing_for_the_others(counters: SharedCounters, link: FakeLink) -> None:
@@ -140,7 +160,9 @@ async def test_who_waits_at_the_end_is_let_go(link: FakeLink) -> None:
 
 
 async def test_what_redis_admitted_counts_when_it_is_away(counters: SharedCounters, link: FakeLink) -> None:
-    limiter = SharedLimiter(counters, LocalLimiter(MinuteCounters(lambda: 0.0), limit=10, mode="local"), limit=20)
+    limiter = SharedLimiter(
+        counters, LocalLimiter(MinuteCounters(lambda: 0.0), quota=Quota(10), mode="local"), quota=Quota(20)
+    )
     assert [(await limiter.spend("a", 1)).mode for _ in range(8)] == ["shared"] * 8
     link.failure = RedisAway("ConnectionError")
     allowances = [await limiter.spend("a", 1) for _ in range(4)]
@@ -172,8 +194,8 @@ async def test_who_had_spent_all_in_redis_gets_no_part_of_it_anew_until_it_would
 
     monkeypatch.setattr(link, "ask", ask)
     now = 0.0
-    local = LocalLimiter(MinuteCounters(lambda: now), limit=10, mode="local")
-    limiter = SharedLimiter(counters, local, limit=20, clock=lambda: now)
+    local = LocalLimiter(MinuteCounters(lambda: now), quota=Quota(10), mode="local")
+    limiter = SharedLimiter(counters, local, quota=Quota(20), clock=lambda: now)
     assert not (await limiter.spend("a", 1)).admitted
     link.failure = RedisAway("ConnectionError")
     refused = await limiter.spend("a", 1)
@@ -185,6 +207,28 @@ async def test_who_had_spent_all_in_redis_gets_no_part_of_it_anew_until_it_would
     assert [(await limiter.spend("a", 1)).admitted for _ in range(2)] == [True, False]
     now = 95.0
     assert [(await limiter.spend("a", 1)).admitted for _ in range(11)] == [True] * 10 + [False]
+
+
+async def test_an_account_with_a_limit_of_its_own_has_it_in_redis_and_a_part_of_it_without(
+    counters: SharedCounters, link: FakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    async def ask(commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        if link.failure is not None:
+            raise link.failure
+        asked.extend(commands)
+        return [[1, 1, 30_000, b"30000:1"] for _ in commands]
+
+    monkeypatch.setattr(link, "ask", ask)
+    quota = Quota(20, {"large": 40})
+    local = LocalLimiter(MinuteCounters(lambda: 0.0), quota=quota.divided(4), mode="local")
+    limiter = SharedLimiter(counters, local, quota=quota)
+    allowances = [await limiter.spend(account, 1) for account in ("large", "any")]
+    assert [(allowance.limit, allowance.remaining) for allowance in allowances] == [(40, 39), (20, 19)]
+    assert [40 in command.words for command in asked] == [True, False]
+    link.failure = RedisAway("ConnectionError")
+    assert [(await limiter.spend("large", 1)).admitted for _ in range(10)] == [True] * 9 + [False]  # one was spent
 
 
 def test_what_redis_told_fades_as_it_does_there() -> None:
