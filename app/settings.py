@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     rate_limit: int = Field(60_000, description="Windows per minute and principal.", ge=1, le=MAX_RATE_LIMIT)
     rate_limits: Annotated[dict[str, int], NoDecode] = Field(
         {},
-        description='Limits of single accounts instead, as JSON: {"tenant:fund-a": 600000, "sub:ann": 600}. Empty: none.',
+        description='Other limits of single accounts, as JSON: {"tenant:fund-a": 600000, "sub:ann": 600}. Empty: none.',
         max_length=1000,
     )
     ops_rate_limit: int = Field(
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     max_timeout_ms: int = Field(2000, description="Longest deadline, and the default, in ms.", ge=1, le=60_000)
     max_wait_ms: int = Field(
         500,
-        description="Longest wait for the model; a call that expects more, or more than a slot's way, is told 503.",
+        description="Longest wait for the model; who expects a longer one is told 503. A quick model's calls wait less.",
         ge=1,
         le=60_000,
     )
@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     @field_validator("rate_limits", mode="before")
     @classmethod
     def _parse_rate_limits(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value:
             return value
         try:
             return json.loads(value, object_pairs_hook=_without_twins)
