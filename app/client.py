@@ -51,6 +51,14 @@ class GatewayClient:
         """Give Ray Serve this share of the callers, 0..1."""
         return self._answer("PUT", "/rollout", json={"ray_serve_fraction": fraction})
 
+    def kills(self) -> dict[str, Any]:
+        """What is killed, by whom and why."""
+        return self._answer("GET", "/kill")
+
+    def change_kill(self, wish: dict[str, Any]) -> dict[str, Any]:
+        """Kill something or lift it: `scope`, `name`, `killed` and `reason`; tells whom that has reached."""
+        return self._answer("PUT", "/kill", json=wish)
+
     def _answer(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **arguments)

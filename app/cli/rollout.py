@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.access import client_settings, gateway_client
+from app.cli.audit import rollout_verify
 from app.cli.options import AsJson, Token, Url
 from app.cli.rollout_report import rollout_report
 from app.cli.terminal import out, told
 
 commands = typer.Typer(no_args_is_help=True, help="The share of callers that Ray Serve answers.")
 commands.command("report")(rollout_report)
+commands.command("verify")(rollout_verify)
 
 
 @commands.command("show")

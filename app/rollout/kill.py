@@ -73,6 +73,7 @@ class KillSwitch:
 
     Attributes:
         epoch: Another number whenever something else is killed than before.
+        is_thrown: Whether anything is killed.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class KillSwitch:
         announce: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self.epoch = 0
+        self.is_thrown = False
         self._file = file
         self._shared = shared
         self._audit = audit
@@ -200,6 +202,7 @@ class KillSwitch:
         self._kills = kills
         if in_force != self._in_force:
             self._in_force = in_force
+            self.is_thrown = in_force is not None
             self.epoch += 1
         self._show(self.counts())
 
