@@ -25,6 +25,7 @@ from app.api.oip.routes import router as open_inference_router
 from app.api.oip.schemas import describe_infer, describe_infer_by_version, document_infer
 from app.api.predict import NativeDialect
 from app.api.schemas import PREDICT_DOCUMENTATION, describe_predict
+from app.auth import read_identity
 from app.backends.base import Backend
 from app.errors import REFUSALS, problem_response
 from app.front import Front
@@ -135,7 +136,7 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
             statistics=gateway.statistics,
             sticky_key=gateway.sticky_key,
             max_timeout_ms=settings.max_timeout_ms,
-            route_key_subjects=settings.route_key_subjects,
+            route_key_principals=frozenset(map(read_identity, settings.route_key_subjects)),
             clock=gateway.clock,
         )
 

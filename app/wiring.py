@@ -21,10 +21,11 @@ from app.identity import Identity, build_identity
 from app.observability.loop_lag import LoopLag
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
-from app.rate_limit import Limits, RateLimiter
+from app.rate_limit import Limits, Quota, RateLimiter
 from app.rate_limit.concurrency import Concurrency
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.rate_limit.shared import SharedCounters, SharedLimiter
+from app.rollout.choice import hash_principal
 from app.rollout.dispatch import Dispatcher
 from app.rollout.experiment import Experiment
 from app.rollout.experiment_log import FILE_NAME, AssignmentLog
@@ -66,7 +67,7 @@ def wire(
     rollout = _rollout(settings, store, wall_clock)
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
     identity = _identity(settings, metrics, clock, wall_clock, waits_for_keys=waits_for_keys)
-    limiting = _limiting(settings, metrics, clock)
+    limiting = _limiting(settings, sticky_key, metrics, clock)
     lag = LoopLag(metrics.http.observe_loop_lag, clock=clock)
     return Gateway(
         backends=arms,
@@ -152,25 +153,23 @@ class _Limiting(NamedTuple):
     services: Sequence[Service]
 
 
-def _limiting(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> _Limiting:
+def _limiting(settings: Settings, sticky_key: bytes, metrics: Metrics, clock: Callable[[], float]) -> _Limiting:
     local = MinuteCounters(clock)
     concurrency = Concurrency(max(1, settings.max_concurrent // settings.workers))
+    own = {hash_principal(sticky_key, account): limit for account, limit in settings.rate_limits.items()}
+    predict, ops = Quota(settings.rate_limit, own), Quota(settings.ops_rate_limit)
     link = redis_link(settings)
     if link is None:
-        predict, ops = (
-            LocalLimiter(local, limit=limit, policy=policy)
-            for policy, limit in (("predict", settings.rate_limit), ("ops", settings.ops_rate_limit))
-        )
-        return _Limiting(Limits(predict, ops, concurrency), ())
+        by_windows = LocalLimiter(local, quota=predict, policy="predict")
+        return _Limiting(Limits(by_windows, LocalLimiter(local, quota=ops, policy="ops"), concurrency), ())
     shared = SharedCounters(link, on_change=metrics.access.show_limits_local, clock=clock)
 
-    def limiter(policy: str, limit: int) -> RateLimiter:
-        part = max(1, limit // (settings.workers * settings.instances))
-        alone = LocalLimiter(local, limit=part, policy=policy, mode="local")
-        return SharedLimiter(shared, alone, limit=limit, policy=policy, clock=clock)
+    def limiter(policy: str, quota: Quota) -> RateLimiter:
+        part = quota.divided(settings.workers * settings.instances)
+        alone = LocalLimiter(local, quota=part, policy=policy, mode="local")
+        return SharedLimiter(shared, alone, quota=quota, policy=policy, clock=clock)
 
-    limits = Limits(limiter("predict", settings.rate_limit), limiter("ops", settings.ops_rate_limit), concurrency)
-    return _Limiting(limits, (shared,))
+    return _Limiting(Limits(limiter("predict", predict), limiter("ops", ops), concurrency), (shared,))
 
 
 def redis_link(settings: Settings) -> Link | None:

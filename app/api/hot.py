@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.bodies import single_headers
 from app.api.deps import require_model, require_scope, spend
 from app.api.patience import Patience
-from app.auth import Door, Principal
+from app.auth import Door, Identity, Principal
 from app.backends.base import MAX_CALL_WINDOWS, Call
 from app.errors import BadRequest, Forbidden, InvalidInput, problem_of
 from app.observability.ledger import Ledger
@@ -145,7 +145,7 @@ class HotPath:
         statistics: Counts it by model version.
         sticky_key: Key of the hash under which the caller is known behind the edge.
         max_timeout_ms: Longest deadline, and the default.
-        route_key_subjects: Who may choose a route key.
+        route_key_principals: Tenants and subjects who may choose a route key.
         clock: Monotonic seconds.
     """
 
@@ -161,7 +161,7 @@ class HotPath:
         statistics: InferenceStatistics,
         sticky_key: bytes,
         max_timeout_ms: int,
-        route_key_subjects: frozenset[str],
+        route_key_principals: frozenset[Identity],
         clock: Callable[[], float],
     ) -> None:
         self._dialect = dialect
@@ -174,7 +174,7 @@ class HotPath:
         self._statistics = statistics
         self._sticky_key = sticky_key
         self._max_timeout_ms = max_timeout_ms
-        self._route_key_subjects = route_key_subjects
+        self._route_key_principals = route_key_principals
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,7 +240,7 @@ class HotPath:
     def _route_key(self, text: bytes | None, principal: Principal) -> str | None:
         if text is None:
             return None
-        if principal.subject not in self._route_key_subjects:
+        if principal.identity not in self._route_key_principals:
             raise Forbidden("this principal may not choose a route key")
         key = _matching(_ROUTE_KEY, text)
         if key is None:
@@ -257,7 +257,7 @@ class HotPath:
             version=asked.version,
             trace=wish.trace,
         )
-        subject = wish.route_key or principal.account
+        subject = principal.account if wish.route_key is None else principal.key_of(wish.route_key)
         try:
             return await self._dispatcher.predict(call, subject=subject, route_to=wish.route_to)
         except ModelNotFound:

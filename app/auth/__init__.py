@@ -13,7 +13,7 @@ from app.auth.denied import DeniedFile
 from app.auth.door import FAILURES, Door, FailureLimit
 from app.auth.key_sources import KeyFile, KeyUrl
 from app.auth.keys import Key, KeySet
-from app.auth.principal import SCOPES, Principal, Verifier, read_models, read_scopes
+from app.auth.principal import SCOPES, Identity, Principal, Verifier, read_identity, read_models, read_scopes
 from app.auth.tokens import TokenVerifier, mint_token
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "DeniedFile",
     "Door",
     "FailureLimit",
+    "Identity",
     "Key",
     "KeyFile",
     "KeySet",
@@ -34,6 +35,7 @@ __all__ = [
     "Verifier",
     "make_key",
     "mint_token",
+    "read_identity",
     "read_models",
     "read_scopes",
 ]

@@ -15,6 +15,9 @@ _SCOPES = re.compile(r"[a-z][a-z0-9:._-]{0,63}( [a-z][a-z0-9:._-]{0,63})*", re.A
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 
 
+Identity = tuple[str | None, str]  # tenant and subject
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who asks.
@@ -36,6 +39,19 @@ class Principal:
         """Whose quota this request spends; a tenant and a subject of one name stay apart."""
         return f"tenant:{self.tenant}" if self.tenant else f"sub:{self.subject}"
 
+    @property
+    def identity(self) -> Identity:
+        """Tenant and subject: subjects of one name and two tenants are two."""
+        return self.tenant, self.subject
+
+    def key_of(self, chosen: str) -> str:
+        """A key that the principal chose for itself, kept apart from those that other tenants choose.
+
+        Args:
+            chosen: Visible characters; as they are for who has no tenant.
+        """
+        return chosen if self.tenant is None else "\n".join((self.tenant, self.subject, chosen))
+
     def may_use(self, model: str) -> bool:
         """Whether the credential's list of models, where it has one, names this model."""
         return self.models is None or model in self.models
@@ -51,6 +67,14 @@ class Verifier(Protocol):
             Unauthenticated: It does not count, for whatever reason.
             IdentityUnavailable: It cannot be judged now.
         """
+
+
+def read_identity(text: str) -> Identity:
+    """Tenant and subject of `TENANT/SUBJECT`; `SUBJECT`, or `/SUBJECT` where that holds a slash, has no tenant."""
+    if "/" not in text:
+        return None, text
+    tenant, _, subject = text.partition("/")
+    return tenant or None, subject
 
 
 def read_name(value: Any) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import development
 from app.cli.terminal import EX_CONFIG, fail
 from app.environment import load_settings
+from app.secret_files import read_secret_file
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.client import GatewayClient
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
+_MAX_CREDENTIAL_CHARS = 8192
+_STANDARD_INPUT = "-"
+_CREDENTIAL = re.compile(r"[\x21-\x7e]+")
 
 
 def client_settings() -> Settings:
@@ -43,10 +50,22 @@ def gateway_url(url: str | None) -> str:
 
 
 def token_for(settings: Settings, token: str | None, subject: str, scope: str, lifetime_s: int = 60) -> str:
-    token = token or mint(settings, subject, scope, lifetime_s)
-    if not token.isascii():
-        fail("the token holds a character that no token has")
+    token = mint(settings, subject, scope, lifetime_s) if not token else _given(token)
+    if not _CREDENTIAL.fullmatch(token):
+        fail("the token is none: it must be visible ASCII characters and nothing else")
     return token
+
+
+def _given(token: str) -> str:
+    """The token that `--token` names: itself, standard input, or a file that nobody else may read."""
+    if token == _STANDARD_INPUT:
+        return sys.stdin.read(_MAX_CREDENTIAL_CHARS).strip()
+    if not token.startswith("@"):
+        return token
+    try:
+        return read_secret_file(Path(token[1:]).expanduser()).decode("ascii", "replace")
+    except ValueError as error:
+        fail(str(error), EX_CONFIG)
 
 
 def known_scopes(text: str) -> list[str]:

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 Url = Annotated[str | None, typer.Option("--url", help="Root of the gateway; default: the one `make run` started.")]
-Token = Annotated[str | None, typer.Option("--token", help="Bearer token; default: one made from the secret here.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar="SLUICE_TOKEN",
+        help="Bearer token: @FILE of mode 0600, or - for standard input. Given itself, every user of this machine can "
+        "read it in the list of processes; not so SLUICE_TOKEN. Default: one made from the secret here.",
+    ),
+]
 SignWith = Annotated[Path | None, typer.Option(help="Private key file to sign the version with.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Tenant = Annotated[str | None, typer.Option(help="Whom they work for; limits are shared by a tenant.")]

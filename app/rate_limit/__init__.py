@@ -9,7 +9,8 @@ failure of ours is the worst time to let everybody ask again without end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from app.rate_limit.concurrency import Concurrency
@@ -17,6 +18,27 @@ from app.rate_limit.concurrency import Concurrency
 WINDOW_S = 60
 
 Mode = Literal["memory", "shared", "local"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many units an account may spend in a window.
+
+    Attributes:
+        default: Of every account that has none of its own.
+        own: Of single accounts.
+    """
+
+    default: int
+    own: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, account: str) -> int:
+        """Units of this account."""
+        return self.own.get(account, self.default)
+
+    def divided(self, parts: int) -> Quota:
+        """The part of one of several who count by themselves, one unit at least."""
+        return Quota(max(1, self.default // parts), {name: max(1, units // parts) for name, units in self.own.items()})
 
 
 @dataclass(frozen=True, slots=True)

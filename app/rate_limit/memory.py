@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from limits.aio.storage import MovingWindowSupport, Storage
 
-from app.rate_limit import WINDOW_S, Allowance, Mode
+from app.rate_limit import WINDOW_S, Allowance, Mode, Quota
 
 _SLICE_S = 1
 _SLICES = WINDOW_S // _SLICE_S + 1  # the oldest is dropped when its last moment is a whole window ago
@@ -20,21 +20,23 @@ class LocalLimiter:
 
     Args:
         counters: Where the counts are; policies may share them.
-        limit: Units per minute.
+        quota: Units per minute of each account.
         policy: Name in headers and keys.
         mode: What the allowances say of who counted.
     """
 
-    def __init__(self, counters: MinuteCounters, *, limit: int, policy: str = "predict", mode: Mode = "memory") -> None:
+    def __init__(
+        self, counters: MinuteCounters, *, quota: Quota, policy: str = "predict", mode: Mode = "memory"
+    ) -> None:
         self._counters = counters
-        self._limit = limit
+        self._quota = quota
         self._policy = policy
         self._mode = mode
 
     async def spend(self, account: str, cost: int) -> Allowance:
         """Count `cost` units against the account, or refuse and count nothing."""
         key = f"{self._policy}/{account}"
-        limit, counters = self._limit, self._counters
+        limit, counters = self._quota.of(account), self._counters
         admitted = await counters.acquire_entry(key, limit, WINDOW_S, cost)
         used = counters.total(key)
         wait_s = counters.wait_s(key, used - 1 if admitted else limit - cost)
@@ -42,9 +44,10 @@ class LocalLimiter:
             admitted, limit, WINDOW_S, max(0, limit - used), max(1, math.ceil(wait_s)), self._policy, self._mode
         )
 
-    def refuse(self, wait_s: float) -> Allowance:
+    def refuse(self, account: str, wait_s: float) -> Allowance:
         """A refusal that rests on something else than the counters here."""
-        return Allowance(False, self._limit, WINDOW_S, 0, max(1, math.ceil(wait_s)), self._policy, self._mode)
+        limit = self._quota.of(account)
+        return Allowance(False, limit, WINDOW_S, 0, max(1, math.ceil(wait_s)), self._policy, self._mode)
 
     def record(self, account: str, cost: int) -> None:
         """Count what was admitted elsewhere."""

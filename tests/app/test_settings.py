@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -52,7 +53,9 @@ def test_the_example_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_settings(EXAMPLE) == without_file
     for field in Settings.model_fields:
         text, default = example_values()[variable_of(field)], getattr(without_file, field)
-        assert (text == "") == (default in (None, frozenset())), f"{field} in .env.example does not show its default"
+        assert (text == "") == (default in (None, frozenset(), {})), (
+            f"{field} in .env.example does not show its default"
+        )
 
 
 def test_every_setting_says_what_it_is_for() -> None:
@@ -248,6 +251,43 @@ def test_an_override_is_checked_and_keeps_the_secret(monkeypatch: pytest.MonkeyP
 def test_subjects_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_ROUTE_KEY_SUBJECTS", "gateway-a, gateway-b,")
     assert load_settings().route_key_subjects == {"gateway-a", "gateway-b"}
+
+
+@pytest.mark.parametrize("limits", [{}, {"tenant:fund, a=b": 1, "sub:ann": 1_000_000_000, "sub:tenant:x": 5}])
+def test_single_accounts_may_have_limits_of_their_own(monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
+    monkeypatch.setenv("GATEWAY_RATE_LIMITS", json.dumps(limits))
+    assert load_settings().rate_limits == limits
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "x",
+            "[]",
+            "1",
+            "null",
+            "[" * 100_000,
+            '{"sub:a": 1, "sub:a": 2}',
+            '{"ann": 5}',
+            '{"sub:": 5}',
+            '{"Sub:a": 5}',
+        ),
+        *(
+            '{"sub:a": 0}',
+            '{"sub:a": -1}',
+            '{"sub:a": 1.5}',
+            '{"sub:a": NaN}',
+            '{"sub:a": 1000000001}',
+            '{"sub:a": null}',
+        ),
+        *('{"sub:a\\n": 5}', '{"sub:%s": 5}' % ("x" * 256), json.dumps({f"sub:{i}": 1 for i in range(1001)})),
+    ],
+)
+def test_a_table_of_limits_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("GATEWAY_RATE_LIMITS", text)
+    with pytest.raises(ConfigError, match="GATEWAY_RATE_LIMITS"):
+        load_settings()
 
 
 def test_what_fails_on_purpose_needs_its_file_and_is_refused_in_production(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,3 +101,12 @@ async def test_what_limits_decided_is_counted_by_policy_and_mode(make_gateway: M
         assert 'decisions_total{mode="memory",outcome="refused",policy="predict"} 2.0' in text
         assert 'decisions_total{mode="memory",outcome="admitted",policy="ops"} 1.0' in text
         assert "gateway_rate_limit_local 0.0" in text
+
+
+async def test_single_accounts_have_limits_of_their_own_and_are_told_them(make_gateway: MakeGateway) -> None:
+    async with make_gateway(rate_limit=2, rate_limits={"tenant:fund-a": 4, "sub:ann": 1, "sub:fund-a": 3}) as gateway:
+        for subject, tenant, limit in (("x", "fund-a", 4), ("ann", None, 1), ("fund-a", None, 3), ("ann", "fund-b", 2)):
+            headers = gateway.bearer("predict", subject, tenant)
+            answers = [await gateway.predict(headers=headers) for _ in range(limit + 1)]
+            assert [answer.status_code for answer in answers] == [200] * limit + [429]
+            assert {answer.headers["ratelimit-policy"] for answer in answers} == {f'"predict";q={limit};w=60'}

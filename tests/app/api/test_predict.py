@@ -251,6 +251,23 @@ async def test_a_route_key_moves_only_those_who_may_use_one(make_gateway: MakeGa
         assert served == {"ray_serve", "legacy"}
 
 
+async def test_the_right_to_a_route_key_and_what_it_moves_belong_to_one_tenant(make_gateway: MakeGateway) -> None:
+    allowed = frozenset({"broker", "fund-a/broker", "fund-b/broker"})
+    async with make_gateway(route_key_subjects=allowed, sticky_key="k" * 32, ray_serve_fraction=0.5) as gateway:
+
+        async def arms(tenant: str | None) -> list[str]:
+            headers = gateway.bearer("predict", "broker", tenant)
+            keys = [f"client-{number}" for number in range(20)]
+            answers = [await gateway.predict(headers=headers | {"X-Route-Key": key}) for key in keys]
+            return [answer.headers.get("x-served-by", "") for answer in answers]
+
+        assert await arms("fund-c") == [""] * 20
+        sides = [await arms(tenant) for tenant in (None, "fund-a", "fund-b")]
+        assert all(set(side) == {"ray_serve", "legacy"} for side in sides)
+        assert sides[0] != sides[1] != sides[2] != sides[0]
+        assert await arms("fund-a") == sides[1]
+
+
 @pytest.mark.parametrize("name", ["Content-Type", "X-Request-Timeout-Ms", "X-Route-To", "Content-Encoding"])
 async def test_a_header_given_twice_is_400(gateway: GatewayUnderTest, name: str) -> None:
     headers = [*gateway.bearer().items(), (name, "1"), (name, "1")]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.rate_limit import Quota
 from app.rate_limit.memory import LocalLimiter, MinuteCounters
 
 
@@ -18,7 +19,7 @@ class Clock:
 
 
 def limiter_of(clock: Clock, limit: int) -> LocalLimiter:
-    return LocalLimiter(MinuteCounters(clock), limit=limit)
+    return LocalLimiter(MinuteCounters(clock), quota=Quota(limit))
 
 
 async def test_the_limit_is_admitted_exactly_and_then_no_more() -> None:
@@ -114,7 +115,7 @@ async def test_headers_follow_the_draft_s_syntax() -> None:
 async def test_counters_of_past_windows_are_dropped(quiet_windows: int) -> None:
     clock = Clock()
     counters = MinuteCounters(clock)
-    limiter = LocalLimiter(counters, limit=10)
+    limiter = LocalLimiter(counters, quota=Quota(10))
     for account in range(1000):
         await limiter.spend(str(account), 1)
     clock.now += 60 * quiet_windows
@@ -138,3 +139,15 @@ async def test_what_was_admitted_elsewhere_counts() -> None:
     limiter.record("a", 8)
     assert not (await limiter.spend("a", 3)).admitted
     assert (await limiter.spend("a", 2)).admitted
+
+
+async def test_an_account_with_a_limit_of_its_own_is_held_to_that_one() -> None:
+    limiter = LocalLimiter(MinuteCounters(lambda: 0.0), quota=Quota(3, {"large": 5, "small": 1}))
+    for account, limit in (("large", 5), ("small", 1), ("any", 3)):
+        assert [(await limiter.spend(account, 1)).admitted for _ in range(6)] == [True] * limit + [False] * (6 - limit)
+        assert (await limiter.spend(account, 1)).headers()["RateLimit-Policy"] == f'"predict";q={limit};w=60'
+
+
+def test_a_part_of_a_quota_is_a_part_of_every_limit_in_it() -> None:
+    part = Quota(100, {"large": 1000, "small": 2}).divided(4)
+    assert [part.of(account) for account in ("any", "large", "small")] == [25, 250, 1]
