@@ -17,7 +17,7 @@ from typing import Any
 
 # What the canary's odds of a bad answer may really be, as multiples of the odds that the guard allows: an alternative
 # for a slight breach up to one for a model that always fails. Wealth is divided among them.
-_TIMES_ODDS = (1.5, 2.5, 5.0, 30.0)
+_TIMES_ODDS = (1.5, 3.0, 10.0)
 
 # How much of its greatest possible stake a paired bet puts down.
 _STAKES = (0.05, 0.15, 0.45)
