@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from app.cli.deploy import _standby
+import pytest
+
+from app.cli.deploy import _standby, _tell_rejection
+from app.client import GatewayRefused
+from app.settings import Settings
 from serve_app.serve_config import ServedModel
 from serve_app.signing import generate
-from tests.app.cli.command import EX_CONFIG, MODELS, assert_one_plain_line, sluice
+from tests.app.cli.command import EX_CONFIG, MODELS, SECRET, assert_one_plain_line, sluice
 
 
 def test_deploy_without_a_cluster_is_one_plain_line(tmp_path: Path) -> None:
@@ -93,3 +97,57 @@ def test_replicas_do_not_fall_back_to_a_version_that_the_key_refuses(tmp_path: P
     generate(tmp_path / "registry.key", tmp_path / "registry.pub")
     serves = ServedModel(registry_path=str(MODELS), version="2", registry_key_path=str(tmp_path / "registry.pub"))
     assert _standby(running(version="1"), serves) is None
+
+
+class Gateway:
+    """What a gateway tells of Ray Serve; it refuses to be asked where there is nothing to tell."""
+
+    def __init__(self, rejected: list[dict[str, Any]] | None) -> None:
+        self._rejected = rejected
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def ray_serve_stats(self) -> dict[str, Any]:
+        if self._rejected is None:
+            raise GatewayRefused("no gateway answers")
+        return {"rejected": self._rejected}
+
+
+def told_of(
+    rejected: list[dict[str, Any]] | None, monkeypatch: pytest.MonkeyPatch, *, jwt_secret: str | None = SECRET
+) -> int:
+    """The exit code of `_tell_rejection` for version 2, 0 where it says nothing against it."""
+    monkeypatch.setattr("app.cli.deploy.gateway_client", lambda *_: Gateway(rejected))
+    settings = Settings.model_construct(jwt_secret=jwt_secret, jwt_secret_file=None)
+    try:
+        _tell_rejection(settings, "2")
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+    return 0
+
+
+def test_a_version_that_replicas_refused_fails_the_deployment_with_their_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told_of([{"version": "2", "replicas": 3, "reason": "artefact-rejected"}], monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("3 replicas", "version 2", "artefact-rejected"))
+
+
+@pytest.mark.parametrize("rejected", [[], [{"version": "1", "replicas": 3, "reason": "r"}], None])
+def test_a_deployment_succeeds_where_no_replica_is_known_to_have_refused_it(
+    rejected: list[dict[str, Any]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told_of(rejected, monkeypatch) == 0
+
+
+def test_without_a_secret_it_is_said_that_the_gateway_was_not_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = [{"version": "2", "replicas": 3, "reason": "r"}]
+    assert told_of(refused, monkeypatch, jwt_secret=None) == 0
+    assert "was not asked" in capsys.readouterr().err
