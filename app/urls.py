@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)  # names in container networks have underscores
@@ -70,6 +71,48 @@ def check_key_url(url: str) -> str:
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
         raise ValueError("must begin with https://; http:// is for this machine alone")
     return url
+
+
+def check_webhook_url(url: str) -> str:
+    """Refuse an URL that can be no receiver of ours; what is sent there is signed, so plain http will do inside a network.
+
+    Raises:
+        ValueError: Another scheme, a user or password, a fragment, a host at which nobody may be asked, or no possible
+            host and port.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("must be an URL") from error
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must begin with http:// or https://")
+    if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("must hold no user, no password and no fragment")
+    if not HOST.fullmatch(parts.hostname or "") or port == 0:
+        raise ValueError("must name a host and, unless it is the scheme's own, a port")
+    with suppress(AddressValueError):
+        check_address(parts.hostname or "")
+    return url
+
+
+class AddressValueError(ValueError):
+    """The text is no numeric address."""
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no service's address: link-local ones are where clouds keep their credentials.
+
+    Raises:
+        ValueError: Link-local, multicast or unspecified; `AddressValueError` for what is no numeric address.
+    """
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        raise AddressValueError("must be a numeric address") from None
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+        raise ValueError("must not be link-local, multicast or unspecified")
 
 
 def check_proxies(proxies: Iterable[str]) -> None:

@@ -83,7 +83,7 @@ class KillSwitch:
         *,
         audit: AuditLog,
         wall_clock: Callable[[], float] = time.time,
-        show: Callable[[Mapping[Scope, int]], None] = lambda _: None,
+        show: Callable[[Mapping[str, int]], None] = lambda _: None,
         announce: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         self.epoch = 0
@@ -168,10 +168,10 @@ class KillSwitch:
         await self._record(entry, before)
         return {"entry": asdict(entry), "reached": self._reached(is_kept, is_shared), "kept": is_kept}
 
-    def counts(self) -> dict[Scope, int]:
+    def counts(self) -> dict[str, int]:
         """How many kills are in force, by scope."""
         counts = self._kills.counts()
-        return {**counts, "global": 1} if self._is_blind else counts
+        return {**counts, **({"global": 1} if self._is_blind else {})}
 
     def document(self) -> dict[str, Any]:
         """What is killed, and what no longer is; JSON-ready."""
