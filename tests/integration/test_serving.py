@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -45,14 +45,23 @@ def deployed(ray_cluster: LocalRay) -> LocalRay:
     return ray_cluster
 
 
-def test_both_arms_give_the_engines_own_answer(deployed: LocalRay, start_gateway: StartGateway) -> None:
-    gateway = start_gateway(**ray_environment(deployed))
-    gateway.wait_for("ray_serve")
-    gateway.wait_for("legacy")
+@pytest.fixture(scope="module")
+def gateway(deployed: LocalRay, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """Who changes the share leaves all of it to Ray Serve."""
+    gateway = GatewayProcess(tmp_path_factory.mktemp("gateway"), ray_environment(deployed))
+    try:
+        gateway.wait_for("ray_serve")
+        gateway.wait_for("legacy")
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+def test_both_arms_give_the_engines_own_answer(gateway: GatewayProcess) -> None:
     engine = load_engine(Registry(ROOT / "models").load("cnn_lstm"))
     expected = engine.predict(msft()[np.newaxis], Options())
     with gateway.client() as client:
-        for fraction, arm in ((1.0, "ray_serve"), (0.0, "legacy")):
+        for fraction, arm in ((0.0, "legacy"), (1.0, "ray_serve")):
             assert client.put("/rollout", json={"ray_serve_fraction": fraction}).status_code == 200
             as_json = client.post("/ray-serve/predict", json={"data": msft().tolist()})
             raw = {"Content-Type": "application/octet-stream"}
@@ -71,9 +80,7 @@ def test_both_arms_give_the_engines_own_answer(deployed: LocalRay, start_gateway
                 )
 
 
-def test_a_batch_larger_than_a_group_comes_back_in_order(deployed: LocalRay, start_gateway: StartGateway) -> None:
-    gateway = start_gateway(**ray_environment(deployed))
-    gateway.wait_for("ray_serve")
+def test_a_batch_larger_than_a_group_comes_back_in_order(gateway: GatewayProcess) -> None:
     windows = np.random.default_rng(7).normal(size=(70, 50, 60)).astype(np.float32)
     expected = load_engine(Registry(ROOT / "models").load("cnn_lstm")).predict(windows, Options())
     with gateway.client() as client:
@@ -83,7 +90,9 @@ def test_a_batch_larger_than_a_group_comes_back_in_order(deployed: LocalRay, sta
     np.testing.assert_allclose(response.json()["predictions"]["regression_pred"], expected.regression_pred, atol=1e-5)
 
 
-def test_the_gateway_takes_ray_in_when_it_appears(start_gateway: StartGateway) -> None:
+def test_the_gateway_takes_ray_in_when_it_appears_and_goes_on_without_it_when_it_has_gone(
+    start_gateway: StartGateway,
+) -> None:
     cluster = LocalRay(num_cpus=4)  # its address is known, and nobody listens there yet
     try:
         gateway = start_gateway(**ray_environment(cluster))
@@ -98,22 +107,25 @@ def test_the_gateway_takes_ray_in_when_it_appears(start_gateway: StartGateway) -
             deploy(cluster, ServedApplication(serves=served_model()))
             running_at = time.monotonic()
 
-            def ray_answers() -> bool:
+            def arm() -> str:
                 response = client.post("/ray-serve/predict", content=msft().tobytes(), headers=raw)
                 assert response.status_code == 200, response.text
-                return response.headers["X-Served-By"] == "ray_serve"
+                return str(response.headers["X-Served-By"])
 
-            wait_until(ray_answers, 30, "Ray Serve to be taken in")
-            print(f"ray_serve answered {time.monotonic() - running_at:.1f} s after RUNNING")
+            wait_until(lambda: arm() == "ray_serve", 30, "Ray Serve to be taken in")
+            taken_in_s = time.monotonic() - running_at
+            print(f"ray_serve answered {taken_in_s:.1f} s after RUNNING")
+            assert taken_in_s < 10
+
+            cluster.stop()
+            wait_until(lambda: arm() == "legacy", 15, "legacy to take over")
+            wait_until(lambda: gateway.arm_status("ray_serve") not in ("healthy", "degraded"), 15, "that to be noticed")
         assert gateway.is_alive()
     finally:
         cluster.stop()
 
 
-async def test_nothing_is_lost_when_a_replica_is_killed(deployed: LocalRay, start_gateway: StartGateway) -> None:
-    gateway = start_gateway(**ray_environment(deployed))
-    await asyncio.to_thread(gateway.wait_for, "ray_serve")
-    await asyncio.to_thread(gateway.wait_for, "legacy")
+async def test_nothing_is_lost_when_a_replica_is_killed(deployed: LocalRay, gateway: GatewayProcess) -> None:
     answers: list[httpx.Response] = []
     headers = {**gateway.headers(), "Content-Type": "application/octet-stream"}
     async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=10.0, trust_env=False) as client:
@@ -129,12 +141,17 @@ async def test_nothing_is_lost_when_a_replica_is_killed(deployed: LocalRay, star
                 await asyncio.sleep(0.05)
     assert len(answers) == 200
     assert {response.status_code for response in answers} == {200}
-    assert answers[-1].headers["X-Served-By"] == "ray_serve"
+
+    def arm() -> str:
+        with gateway.client() as client:
+            return str(
+                client.post("/ray-serve/predict", content=msft().tobytes(), headers=headers).headers["X-Served-By"]
+            )
+
+    await asyncio.to_thread(wait_until, lambda: arm() == "ray_serve", 60, "the next replica to answer")
 
 
-def test_stats_reach_every_replica(deployed: LocalRay, start_gateway: StartGateway) -> None:
-    gateway = start_gateway(**ray_environment(deployed))
-    gateway.wait_for("ray_serve")
+def test_stats_reach_every_replica(deployed: LocalRay, gateway: GatewayProcess) -> None:
     with gateway.client() as client:
         stats: dict[str, Any] = client.get("/ray-serve/stats").json()
         assert len(stats["replicas"]) == len(replica_pids(deployed))
