@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -105,8 +106,11 @@ def fail_at_the_command_line(canaries: Canaries, folder: Path) -> Iterator[bytes
             "GATEWAY_LEGACY_URL": f"http://ann:{canaries.value('legacy_token')}@host",
         },
     ]
-    for environment in faulty:
-        result = sluice("serve", "--port", "0", cwd=folder, **environment)
+    with ThreadPoolExecutor(2) as starts:
+        results = list(
+            starts.map(lambda environment: sluice("serve", "--port", "0", cwd=folder, **environment), faulty)
+        )
+    for environment, result in zip(faulty, results, strict=True):
         assert result.returncode == 78, (environment.keys(), result)
         yield (result.stdout + result.stderr).encode()
     for words in (("token", "--sub", "\x00", "--scope", "predict"), ("key", "revoke", canaries.by_name["api_key"])):

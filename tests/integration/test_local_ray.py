@@ -64,11 +64,11 @@ def test_no_other_user_of_the_host_gets_at_its_files(ray_cluster: LocalRay) -> N
     assert stat.S_IMODE(ray_cluster.token_file.stat().st_mode) == 0o600
 
 
-def test_stop_leaves_neither_process_nor_folder() -> None:
-    cluster = LocalRay(num_cpus=1)
-    with cluster:
-        family = descendants(cluster.pid)
-        assert family
+def test_stop_leaves_neither_process_nor_folder(cluster: LocalRay) -> None:
+    """The last to use it."""
+    family = [cluster.pid, *descendants(cluster.pid)]
+    assert len(family) > 1
+    cluster.stop()
     assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
     assert not cluster.directory.exists()
 

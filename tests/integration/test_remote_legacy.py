@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 RAW = {"Content-Type": "application/octet-stream"}
 WINDOW = latest_window(load_bars("MSFT").ohlcv)
 
-PHASE_S = 1.0
+PHASE_S = 0.7
 RAY_RATE = 30  # requests a second
 LEGACY_RATE = 40  # half a second of them is more than the sixteen connections
 
