@@ -116,8 +116,16 @@ class Served:
         return Prediction.unpack(self.ask("predict_packed", windows.tobytes(), tuple(options), 25.0))
 
     def stats(self) -> list[dict[str, Any]]:
-        """What each replica says of itself."""
-        return list(asyncio.run_coroutine_threadsafe(self._broadcast("get_stats"), self._loop).result())
+        """What each replica says of itself; asked again while all are away from routing, to take a change."""
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return list(asyncio.run_coroutine_threadsafe(self._broadcast("get_stats"), self._loop).result())
+            except DeploymentUnavailableError:
+                assert time.monotonic() < deadline, "no replica is back"
+                time.sleep(0.2)
 
     async def _broadcast(self, method: str) -> Any:
         from ray import serve
@@ -261,13 +269,8 @@ def test_a_version_changes_in_place_and_a_broken_one_changes_nothing(served: Ser
 
 
 def test_the_engine_changes_in_place_and_says_how_it_was_chosen(served: Served) -> None:
-    from ray.serve.exceptions import DeploymentUnavailableError
-
     def remarks() -> list[str]:
-        try:
-            return [row["engine_remark"] for row in served.stats()]
-        except DeploymentUnavailableError:  # replicas that take a change are away from routing meanwhile
-            return []
+        return [row["engine_remark"] for row in served.stats()]
 
     served.deploy("1", engine="auto")
     wait_until(lambda: [remark[:4] for remark in remarks()] == ["auto", "auto"])

@@ -108,7 +108,9 @@ def slow_clients(edge: EdgeProcess, gateway: GatewayProcess, n: int) -> Iterator
         yield
         held = held_between(process.stdout, began, time.monotonic())
         print("slow connections held meanwhile:", *held)
-        assert statistics.median(held) >= 0.9 * n  # the median: those that lose theirs at once need a moment to be back
+        assert (
+            statistics.median_high(held) >= 0.9 * n
+        )  # the median: those that lose theirs at once need a moment to be back
     finally:
         process.kill()
         process.communicate()
