@@ -74,7 +74,7 @@ def check_key_url(url: str) -> str:
 
 
 def check_webhook_url(url: str) -> str:
-    """Refuse an URL that can be no receiver of ours; what is sent there is signed, so plain http will do inside a network.
+    """Refuse an URL that can be no receiver of ours; what is sent is signed, so plain http will do inside a network.
 
     Raises:
         ValueError: Another scheme, a user or password, a fragment, a host at which nobody may be asked, or no possible
@@ -89,7 +89,7 @@ def check_webhook_url(url: str) -> str:
         raise ValueError("must begin with http:// or https://")
     if "@" in parts.netloc or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError("must hold no user, no password and no fragment")
-    if not HOST.fullmatch(parts.hostname or "") or port == 0:
+    if not is_host(parts.hostname or "") or port == 0:
         raise ValueError("must name a host and, unless it is the scheme's own, a port")
     with suppress(AddressValueError):
         check_address(parts.hostname or "")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable
+
+import pytest
+
+from app.rollout.webhook import Webhook, read_webhook_secret
+
+KEY = bytes(range(32))
+SECRET = b"whsec_" + base64.b64encode(KEY)
+
+
+class Receiver:
+    """A real HTTP server on loopback that answers with one status after the other, or not at all."""
+
+    def __init__(self, *statuses: int) -> None:
+        self._statuses = list(statuses)
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+
+    async def __aenter__(self) -> Receiver:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/hook"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:-2]
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head)}
+        self.requests.append((headers, await reader.readexactly(int(headers["content-length"]))))
+        status = self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]
+        if status:
+            writer.write(b"HTTP/1.1 %d X\r\nLocation: /else\r\nContent-Length: 0\r\n\r\n" % status)
+            await writer.drain()
+        else:
+            await reader.read()  # until nobody waits any more
+        writer.close()
+
+
+async def outcomes_of(url: str, count: int = 1, **limits: float) -> list[str]:
+    outcomes: list[str] = []
+
+    async def pause(_: float) -> None:
+        await asyncio.sleep(0.01)
+
+    hook = Webhook(url, secret=lambda: SECRET, count=outcomes.append, sleep=pause, **limits)
+    await hook.start()
+    for n in range(count):
+        hook.send({"type": "rollout.step", "data": {"n": n}})
+    for _ in range(200):
+        if len(outcomes) >= count:
+            break
+        await asyncio.sleep(0.01)
+    await hook.stop()
+    return outcomes
+
+
+async def test_an_event_is_signed_over_its_id_time_and_body() -> None:
+    async with Receiver(204) as receiver:
+        assert await outcomes_of(receiver.url) == ["delivered"]
+    [(headers, body)] = receiver.requests
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+
+
+@pytest.mark.parametrize("first", [500, 302, 404])
+async def test_an_event_that_is_not_taken_is_sent_again_under_its_id(first: int) -> None:
+    async with Receiver(first, 200) as receiver:
+        assert await outcomes_of(receiver.url) == ["delivered"]
+    assert len({headers["webhook-id"] for headers, _ in receiver.requests}) == 1
+    assert len(receiver.requests) == 2
+
+
+@pytest.mark.parametrize("status", [500, 0])
+async def test_a_receiver_that_fails_or_hangs_is_given_up(status: int) -> None:
+    async with Receiver(status) as receiver:
+        assert await outcomes_of(receiver.url, attempt_timeout_s=0.05, event_timeout_s=0.2) == ["gave-up"]
+
+
+async def test_a_receiver_that_is_away_or_gone_costs_its_event_alone() -> None:
+    assert await outcomes_of("http://127.0.0.1:1/", event_timeout_s=0.1) == ["gave-up"]
+    async with Receiver(410) as receiver:
+        assert await outcomes_of(receiver.url) == ["gone"]
+
+
+async def test_events_that_find_no_room_are_dropped_and_counted() -> None:
+    async with Receiver(200) as receiver:
+        outcomes = await outcomes_of(receiver.url, count=105)
+    assert outcomes.count("queue-full") == 5
+
+
+@pytest.mark.parametrize("text", [b"", b"whsec_", SECRET[6:], b"whsec_!!!!", b"whsec_" + base64.b64encode(b"short")])
+def test_a_secret_of_another_form_is_refused(text: bytes) -> None:
+    check: Callable[[bytes], bytes] = read_webhook_secret
+    with pytest.raises(ValueError, match="whsec_"):
+        check(text)
