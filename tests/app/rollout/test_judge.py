@@ -47,9 +47,9 @@ def test_of_300_rollouts_that_keep_every_guard_hardly_any_is_ended(world: World)
 @pytest.mark.parametrize(
     ("signal", "world", "most"),
     [
-        ("errors", faulty(errors=0.03), 2500),
-        ("slow", faulty(latency=lognormal_buckets(0.030)), 2500),
-        ("invalid", faulty(invalid=0.01), 2500),
+        ("errors", faulty(errors=0.03), 5000),
+        ("slow", faulty(latency=lognormal_buckets(0.030)), 5000),
+        ("invalid", faulty(invalid=0.01), 5000),
         ("errors", faulty(errors=1.0), 200),
     ],
 )
