@@ -171,7 +171,7 @@ class KillSwitch:
     def counts(self) -> dict[str, int]:
         """How many kills are in force, by scope."""
         counts = self._kills.counts()
-        return {**counts, **({"global": 1} if self._is_blind else {})}
+        return {**counts, "global": 1} if self._is_blind else counts
 
     def document(self) -> dict[str, Any]:
         """What is killed, and what no longer is; JSON-ready."""

@@ -120,7 +120,7 @@ class Kills:
         """What is not killed any more, oldest first; remembered so that an older kill of another gateway cannot win."""
         return sorted((entry for entry in self if not entry.killed), key=lambda entry: entry.weight)
 
-    def counts(self) -> dict[Scope, int]:
+    def counts(self) -> dict[str, int]:
         """How many kills there are of each scope."""
         counts = Counter(entry.scope for entry in self if entry.killed)
         return {scope: counts[scope] for scope in SCOPES}
