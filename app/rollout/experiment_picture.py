@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -35,7 +34,8 @@ def report_picture(document: dict[str, Any], file_format: str) -> bytes:
     """
     arms = [arm for arm in document["arms"] if arm["measures"]["labelled"]]
     figure = Figure(figsize=(12, 6.2), layout="constrained")
-    figures, reliability = np.ravel(figure.subfigures(1, 2, width_ratios=(3, 2)))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(3, 2))
+    figures, reliability = halves
     axes: list[Axes] = list(figures.subplots(3, 2).ravel())
     for axis, (name, title) in zip(axes, _PANELS, strict=True):
         _draw_figure(axis, arms, name, title)
