@@ -103,6 +103,10 @@ class MethodNotAllowed(GatewayError):
     status, code, title = 405, "method-not-allowed", "This method is not served here"
 
 
+class Conflict(GatewayError):
+    status, code, title = 409, "conflict", "The present state does not allow this"
+
+
 class BodyTooLarge(GatewayError):
     """The connection is closed with it, so that the rest of the body is not read either."""
 

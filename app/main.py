@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_fastapi_instrumentator.instrumentation import PrometheusFastApiInstrumentator
 from starlette.routing import Match
 
-from app.api import ops, outcomes, rollout
+from app.api import kill, ops, outcomes, rollout
 from app.api.deps import Gateway
 from app.api.docs import add_docs
 from app.api.hot import Dialect, HotPath, HotRoute
@@ -40,7 +40,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _LOOK_S = 0.05
 
-ROUTERS = (ops.router, ops.ray_serve_router, rollout.router, outcomes.router, open_inference_router)
+ROUTERS = (ops.router, ops.ray_serve_router, rollout.router, kill.router, outcomes.router, open_inference_router)
 
 
 def create_app(
@@ -131,6 +131,7 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
             door=gateway.door,
             model=gateway.model,
             limits=gateway.limits,
+            kills=gateway.kills,
             dispatcher=gateway.dispatcher,
             metrics=gateway.metrics,
             statistics=gateway.statistics,

@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     max_timeout_ms: int = Field(2000, description="Longest deadline, and the default, in ms.", ge=1, le=60_000)
     max_wait_ms: int = Field(
         500,
-        description="Longest wait for the model; who expects a longer one is told 503. A quick model's calls wait less.",
+        description="Longest wait for the model; who expects a longer one is told 503. A quick model's wait less.",
         ge=1,
         le=60_000,
     )

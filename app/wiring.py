@@ -27,15 +27,12 @@ from app.rate_limit.memory import LocalLimiter, MinuteCounters
 from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.choice import hash_principal
 from app.rollout.dispatch import Dispatcher
-from app.rollout.experiment import Experiment
-from app.rollout.experiment_log import FILE_NAME, AssignmentLog
-from app.rollout.shared_state import CopiedStore, RedisStore
-from app.rollout.state import FileStore, Rollout, StateStore, share_of
+from app.rollout.state import StateStore
+from app.rollout_parts import build_rollout
 from app.secret_files import SecretFile, read_secret_file, write_once
 from app.settings import MAX_STICKY_KEY_BYTES, MIN_STICKY_KEY_BYTES, ConfigError, Settings
 from app.shared.commands import Link
 
-_REFRESH_PERIOD_S = 0.25  # everybody sees what anybody changes within a second
 _REPLICAS_GOOD_S = 1.0  # scrapes and dashboards together ask them no more often
 
 
@@ -64,15 +61,26 @@ def wire(
     sticky_key = _sticky_key(settings)
     metrics = Metrics(settings.multiproc_dir)
     arms = _guarded(_arms(settings, metrics, clock) if backends is None else backends, metrics, clock)
-    rollout = _rollout(settings, store, wall_clock)
+    rolling = build_rollout(
+        settings, store=store, metrics=metrics, link=lambda: redis_link(settings), wall_clock=wall_clock
+    )
     prober = Prober(arms, clock=clock, wall_clock=wall_clock)
     identity = _identity(settings, metrics, clock, wall_clock, waits_for_keys=waits_for_keys)
     limiting = _limiting(settings, sticky_key, metrics, clock)
     lag = LoopLag(metrics.http.observe_loop_lag, clock=clock)
     return Gateway(
         backends=arms,
-        dispatcher=Dispatcher(arms, fraction=rollout.fraction, sticky_key=sticky_key, clock=clock),
-        rollout=rollout,
+        dispatcher=Dispatcher(
+            arms,
+            record=lambda: rolling.rollout.record,
+            sticky_key=sticky_key,
+            witness=rolling.witness,
+            clock=clock,
+        ),
+        rollout=rolling.rollout,
+        controller=rolling.controller,
+        kills=rolling.kills,
+        audit=rolling.audit,
         prober=prober,
         replicas=Recent(partial(replica_figures, arms), keep_s=_REPLICAS_GOOD_S, clock=clock),
         scrape=Recent(metrics.scrape, keep_s=0.0, clock=clock),
@@ -84,8 +92,7 @@ def wire(
         drain=Drain(),
         services=(
             lag,
-            rollout,
-            _experiment(settings, metrics, wall_clock),
+            *rolling.services,
             *limiting.services,
             *identity.sources.values(),
             *arms,
@@ -95,31 +102,13 @@ def wire(
         metrics_public=settings.metrics_public,
         model=settings.model,
         clock=clock,
+        wall_clock=wall_clock,
         started_at=clock(),
     )
 
 
 def _guarded(arms: Sequence[Backend], metrics: Metrics, clock: Callable[[], float]) -> list[Guarded]:
     return [Guarded(arm, clock=clock, on_change=metrics.arms.show_breaker) for arm in arms]
-
-
-def _rollout(settings: Settings, store: StateStore | None, wall_clock: Callable[[], float]) -> Rollout:
-    return Rollout(
-        _store(settings) if store is None else store,
-        initial_fraction=settings.ray_serve_fraction,
-        wall_clock=wall_clock,
-        refresh_period_s=_REFRESH_PERIOD_S,
-    )
-
-
-def _experiment(settings: Settings, metrics: Metrics, wall_clock: Callable[[], float]) -> Experiment:
-    log = AssignmentLog(
-        settings.state_dir / FILE_NAME,
-        max_age_s=settings.experiment_days * 86_400,
-        max_bytes=settings.experiment_mb * 1_000_000,
-        wall_clock=wall_clock,
-    )
-    return Experiment(log, count_loss=metrics.rollout.count_loss, wall_clock=wall_clock)
 
 
 def _identity(
@@ -138,12 +127,6 @@ def _identity(
         wall_clock=wall_clock,
         waits_for_files=waits_for_keys,
     )
-
-
-def _store(settings: Settings) -> StateStore:
-    files = FileStore(settings.state_dir, share_of)
-    link = redis_link(settings)
-    return files if link is None else CopiedStore(RedisStore(link, share_of), files)
 
 
 class _Limiting(NamedTuple):

@@ -47,14 +47,16 @@ async def read_body(receive: Receive, content_length: bytes | None, max_body_byt
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def read_command(request: Request, model: type[_M], *, timeout_s: float = _COMMAND_TIMEOUT_S) -> _M:
+async def read_command(
+    request: Request, model: type[_M], *, timeout_s: float = _COMMAND_TIMEOUT_S, max_bytes: int = _MAX_COMMAND_BYTES
+) -> _M:
     """Read a small JSON body into `model`.
 
     FastAPI would parse a body parameter before it asks for the token; a route that calls this parses it after.
 
     Raises:
         UnsupportedBody: Not declared as JSON, or compressed.
-        BodyTooLarge: Over 4 KiB.
+        BodyTooLarge: Over `max_bytes`, 4 KiB unless given.
         DeadlineExceeded: Not here within `timeout_s`.
         BadRequest: Not JSON, or a name is given twice.
         InvalidInput: Not what the model takes.
@@ -66,7 +68,7 @@ async def read_command(request: Request, model: type[_M], *, timeout_s: float = 
         raise UnsupportedBody("bodies must come uncompressed here", headers={"Accept-Encoding": "identity"})
     try:
         async with asyncio.timeout(timeout_s):
-            body = await read_body(request.receive, headers.get(b"content-length"), _MAX_COMMAND_BYTES)
+            body = await read_body(request.receive, headers.get(b"content-length"), max_bytes)
     except TimeoutError:
         raise DeadlineExceeded from None
     try:

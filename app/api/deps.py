@@ -19,9 +19,12 @@ from app.errors import Forbidden, RateLimited
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Allowance, Limits, RateLimiter
+from app.rollout.audit import AuditLog
 from app.rollout.choice import hash_principal
+from app.rollout.controller import Controller
 from app.rollout.dispatch import Dispatcher
-from app.rollout.state import Rollout
+from app.rollout.kill import KillSwitch
+from app.rollout.rollout import Rollout
 from serve_app.contract import ModelNotFound
 
 # The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
@@ -60,6 +63,9 @@ class Gateway:
     backends: Sequence[Backend]
     dispatcher: Dispatcher
     rollout: Rollout
+    controller: Controller
+    kills: KillSwitch
+    audit: AuditLog
     prober: Prober
     replicas: Recent[dict[str, Any] | None]
     scrape: Recent[bytes]
@@ -74,6 +80,7 @@ class Gateway:
     metrics_public: bool
     model: str
     clock: Callable[[], float]
+    wall_clock: Callable[[], float]
     started_at: float
 
 

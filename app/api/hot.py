@@ -1,6 +1,6 @@
 """The hot path: one prediction request from its bytes to its answer's, the same for every protocol.
 
-    token ─ headers ─ place ─ body ─ `Dialect.read` ─ rate limit ─ rollout and backend ─ `Dialect.write`
+    token ─ headers ─ kill switch ─ place ─ body ─ `Dialect.read` ─ rate limit ─ rollout and backend ─ `Dialect.write`
 
 The order is the path's defence: the token before the body, the body counted while it arrives, every window checked
 before any is counted against the caller's quota, and the quota before the model. A hot route is plain ASGI inside
@@ -23,13 +23,14 @@ from app.api.deps import require_model, require_scope, spend
 from app.api.patience import Patience
 from app.auth import Door, Identity, Principal
 from app.backends.base import MAX_CALL_WINDOWS, Call
-from app.errors import BadRequest, Forbidden, InvalidInput, problem_of
+from app.errors import BadRequest, Forbidden, InvalidInput, Killed, problem_of
 from app.observability.ledger import Ledger
 from app.observability.metrics import Metrics
 from app.observability.statistics import InferenceStatistics
 from app.rate_limit import Allowance, Limits
 from app.rollout.choice import hash_principal
-from app.rollout.dispatch import CANARY, STABLE, Dispatcher, Served
+from app.rollout.dispatch import LEGACY, RAY_SERVE, Dispatcher, Served
+from app.rollout.kill import KillSwitch
 from serve_app.contract import FloatArray, ModelNotFound, Options, ServingError
 
 _LOGGER = logging.getLogger(__name__)
@@ -46,14 +47,16 @@ _HEADERS = frozenset(
         b"x-request-id",
         b"x-route-to",
         b"x-route-key",
+        b"x-symbol",
         b"traceparent",
     }
 )
 _DIGITS = re.compile(rb"[0-9]{1,6}")
 _CLIENT_REQUEST_ID = re.compile(rb"(?!gk_|eyJ)[A-Za-z0-9_.-]{1,64}")  # a credential in the wrong header is not repeated
+_SYMBOL = re.compile(rb"[A-Z0-9._-]{1,32}")
 _ROUTE_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, section 3.2.2
-_BACKENDS = {CANARY.encode(): CANARY, STABLE.encode(): STABLE}
+_BACKENDS = {RAY_SERVE.encode(): RAY_SERVE, LEGACY.encode(): LEGACY}
 
 # Backends end a call at its deadline; this much later the gateway does it for one that did not.
 _DEADLINE_GRACE_S = 0.02
@@ -113,6 +116,7 @@ class Wish:
         client_request_id: The caller's own id of the request, where it has a harmless form.
         route_to: Backend to use whatever the share is.
         route_key: What keeps the caller on one arm instead of its subject.
+        symbol: Tag of what the windows are of.
         trace: W3C traceparent.
     """
 
@@ -120,6 +124,7 @@ class Wish:
     client_request_id: str | None
     route_to: str | None
     route_key: str | None
+    symbol: str | None
     trace: str | None
 
 
@@ -140,6 +145,7 @@ class HotPath:
         door: Tells who asks.
         model: The one that is asked for here.
         limits: How much an account may ask for.
+        kills: Tells what is to be refused.
         dispatcher: Sends the call to its arm.
         metrics: Counts what came of it.
         statistics: Counts it by model version.
@@ -156,6 +162,7 @@ class HotPath:
         door: Door,
         model: str,
         limits: Limits,
+        kills: KillSwitch,
         dispatcher: Dispatcher,
         metrics: Metrics,
         statistics: InferenceStatistics,
@@ -169,6 +176,7 @@ class HotPath:
         self._door = door
         self._model = model
         self._limits = limits
+        self._kills = kills
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._statistics = statistics
@@ -197,6 +205,7 @@ class HotPath:
         ledger.close_stage("auth")
         headers = single_headers(scope, self._header_names)
         wish = self._read_wish(headers, principal, ledger)
+        epoch = self._refuse_if_killed(principal, wish)
         account = hash_principal(self._sticky_key, principal.account)
         ledger.facts["principal"] = account
         with self._limits.concurrency.place(account), Patience(self._left_s(wish)) as patience:
@@ -215,7 +224,17 @@ class HotPath:
         ledger.close_call(served.answer.stages_ms)
         body, described = self._dialect.write(asked, served, ledger, wish.client_request_id)
         ledger.close_stage("encode")
+        if epoch != self._kills.epoch:  # what was killed while it was under way
+            self._refuse_if_killed(principal, wish)
         return Reply(body, _answer_headers(body, described, served, allowance), served, len(asked.windows))
+
+    def _refuse_if_killed(self, principal: Principal, wish: Wish) -> int:
+        """The epoch in which the request is not killed. Raises `Killed`."""
+        kills = self._kills
+        if kills.is_thrown and (scope := kills.scope_killed(self._model, principal.account, wish.symbol)):
+            self._metrics.changes.count_killed(scope)
+            raise Killed(scope)
+        return kills.epoch
 
     def _left_s(self, wish: Wish) -> float:
         return wish.deadline - self._clock() + _DEADLINE_GRACE_S
@@ -229,11 +248,14 @@ class HotPath:
         client_request_id = _matching(_CLIENT_REQUEST_ID, headers.get(b"x-request-id"))
         if client_request_id is not None:
             ledger.facts["client_request_id"] = client_request_id
+        if (symbol := _symbol(headers.get(b"x-symbol"))) is not None:
+            ledger.facts["symbol"] = symbol
         return Wish(
             deadline=ledger.started_at + timeout_ms / 1e3,
             client_request_id=client_request_id,
             route_to=_route_to(headers.get(b"x-route-to"), principal),
             route_key=self._route_key(headers.get(b"x-route-key"), principal),
+            symbol=symbol,
             trace=_matching(_TRACE, headers.get(b"traceparent")),
         )
 
@@ -320,6 +342,13 @@ def _route_to(text: bytes | None, principal: Principal) -> str | None:
     if text not in _BACKENDS:
         raise BadRequest("X-Route-To must be one of " + ", ".join(_BACKENDS.values()))
     return _BACKENDS[text]
+
+
+def _symbol(text: bytes | None) -> str | None:
+    symbol = _matching(_SYMBOL, text)
+    if text is not None and symbol is None:
+        raise BadRequest("X-Symbol must have 1 to 32 upper-case letters, digits, dots, hyphens and underscores")
+    return symbol
 
 
 def _matching(pattern: re.Pattern[bytes], text: bytes | None) -> str | None:

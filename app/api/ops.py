@@ -14,7 +14,7 @@ from app.api.deps import Gateway, GatewayDep, Operator, Scraper
 from app.api.schemas import problems
 from app.backends.base import Backend
 from app.errors import NotFound
-from app.rollout.dispatch import CANARY
+from app.rollout.dispatch import RAY_SERVE
 from serve_app.contract import DeadlineExceeded
 
 router = APIRouter(tags=["operations"], responses=problems())
@@ -54,10 +54,13 @@ async def show_ready(gateway: GatewayDep) -> JSONResponse:
 @router.get("/stats", responses=problems(401, 403, 429))
 async def show_stats(gateway: GatewayDep, _: Operator) -> dict[str, Any]:
     """The gateway's own figures: what it answered and refused, the rollout, and each arm's state."""
+    record = gateway.rollout.record
     return {
         "uptime_s": round(gateway.clock() - gateway.started_at, 3),
         **gateway.metrics.totals(),
-        "rollout": gateway.rollout.document(),
+        "rollout": {"ray_serve_fraction": record.ray_serve_share, **record.summary()},
+        "kills": gateway.kills.counts(),
+        "audit": {"records": gateway.audit.head.records, "head": gateway.audit.head.hash},
         "keys": {what: source.document() for what, source in gateway.key_sources.items()},
         "backends": {
             backend.name: {"ready": status.ready, "reason": status.reason, **status.detail}
@@ -86,7 +89,7 @@ async def show_metrics(gateway: GatewayDep, _: Scraper) -> Response:
 
 async def replica_figures(backends: Iterable[Backend]) -> dict[str, Any] | None:
     """Ray Serve's own figures, or the plain word that there are none now: a scrape must not wait for a peer."""
-    backend = next((backend for backend in backends if backend.name == CANARY), None)
+    backend = next((backend for backend in backends if backend.name == RAY_SERVE), None)
     if backend is None:
         return None
     try:

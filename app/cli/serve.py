@@ -145,11 +145,11 @@ def _require_model(settings: Settings) -> None:
 
 
 def _require_state(settings: Settings) -> None:
-    from app.rollout.state import FileStore, Rollout, StateUnreadable, share_of
+    from app.rollout.rollout import DOCUMENT, check_document
+    from app.rollout.state import FileStore, StateUnreadable
 
-    store = FileStore(settings.state_dir, share_of)
     try:
-        asyncio.run(Rollout(store, initial_fraction=settings.ray_serve_fraction).load())
+        asyncio.run(FileStore(settings.state_dir, check_document).read(DOCUMENT))
     except StateUnreadable as error:
         if settings.redis_url is None:  # else it is but a copy
             fail(str(error), EX_CONFIG)

@@ -16,6 +16,7 @@ from app.rollout.state import (
     StateStore,
     StateUnreadable,
     Stored,
+    check_nothing,
     format_stored,
     parse_stored,
 )
@@ -62,7 +63,7 @@ class RedisStore:
         check: Of every document that is read.
     """
 
-    def __init__(self, link: Link, check: Check = lambda document: None) -> None:
+    def __init__(self, link: Link, check: Check = check_nothing) -> None:
         self._link = link
         self._check = check
         self._wrong: dict[str, tuple[bytes, bytes]] = {}
@@ -75,7 +76,7 @@ class RedisStore:
             return None
         version, text = (part or b"" for part in found)
         try:
-            stored = parse_stored(text, self._check) if version or text else None
+            stored = parse_stored(text, name, self._check) if version or text else None
             if stored is not None and version != b"%d" % stored.version:
                 raise ValueError("its version is another one")
         except ValueError:

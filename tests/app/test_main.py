@@ -13,6 +13,7 @@ from app.backends.fake import FakeBackend
 from app.main import create_app
 from app.rollout.state import StateUnreadable
 from app.settings import ConfigError, Settings
+from tests.app.rollout.rollouts import set_share
 from tests.app.under_test import MakeGateway, some_windows
 
 _IMPORT = """
@@ -113,8 +114,8 @@ async def test_the_share_outlives_a_restart(settings: Settings) -> None:
         app = create_app(settings, backends=[FakeBackend("ray_serve"), FakeBackend("legacy")])
         async with app.router.lifespan_context(app):
             if share is not None:
-                await app.state.gateway.rollout.set_fraction(share, "ann")
-            return str(app.state.gateway.rollout.fraction())
+                await set_share(app.state.gateway.rollout, share)
+            return str(app.state.gateway.rollout.record.share)
 
     assert await served_by(0.25) == "0.25"
     assert await served_by(None) == "0.25"
@@ -123,9 +124,9 @@ async def test_the_share_outlives_a_restart(settings: Settings) -> None:
 async def test_without_redis_a_new_worker_follows_what_the_old_one_is_still_told(settings: Settings) -> None:
     old, new = (create_app(settings, backends=[FakeBackend("ray_serve"), FakeBackend("legacy")]) for _ in range(2))
     async with old.router.lifespan_context(old), new.router.lifespan_context(new):
-        await old.state.gateway.rollout.set_fraction(0.25, "ann")
+        await set_share(old.state.gateway.rollout, 0.25)
         async with asyncio.timeout(5):
-            while new.state.gateway.rollout.fraction() != 0.25:
+            while new.state.gateway.rollout.record.share != 0.25:
                 await asyncio.sleep(0.02)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from app.rollout.rollout import Rollout, check_document
 from app.rollout.shared_state import CopiedStore, RedisStore
-from app.rollout.state import FileStore, Rollout, StateAway, StateConflict, StateDoubtful, share_of
+from app.rollout.state import FileStore, StateAway, StateConflict, StateDoubtful
 from app.shared.address import parse_redis_url
 from app.shared.commands import Command, RedisAway
 from app.shared.link import RedisLink
+from tests.app.rollout.rollouts import rollout_over, set_share
 from tests.integration.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
@@ -30,11 +32,11 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 def store_on(redis: RedisServer) -> RedisStore:
-    return RedisStore(RedisLink(parse_redis_url(redis.url)), share_of)
+    return RedisStore(RedisLink(parse_redis_url(redis.url)), check_document)
 
 
 def gateway_on(redis: RedisServer, folder: Path) -> Rollout:
-    return Rollout(CopiedStore(store_on(redis), FileStore(folder, share_of)), initial_fraction=1.0)
+    return rollout_over(CopiedStore(store_on(redis), FileStore(folder, check_document)), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -57,40 +59,39 @@ async def test_a_wrong_document_goes_no_further_and_the_next_change_replaces_it(
 ) -> None:
     here = gateway_on(redis, tmp_path / "here")
     if knows:
-        await here.set_fraction(0.4, "ann")
+        await set_share(here, 0.4, "ann")
     redis.say("DEL", KEY)
     redis.say(*write)
     await here.load()
-    assert here.fraction() == (0.4 if knows else 1.0)
+    assert here.record.share == (0.4 if knows else 1.0)
     if write[0] == "HSET":
         assert "no document of ours" in caplog.text
-    await here.set_fraction(0.3, "ann")
+    await set_share(here, 0.3, "ann")
     there = gateway_on(redis, tmp_path / "there")
     await there.load()
-    assert there.document() == here.document()
+    assert there.record == here.record
     for rollout in (here, there):
         await rollout.stop()
     redis.kill()
     restarted = gateway_on(redis, tmp_path / "here")
     await restarted.start()
-    assert restarted.fraction() == 0.3
+    assert restarted.record.share == 0.3
     await restarted.stop()
 
 
 async def test_a_change_to_redis_that_forgot_waits_for_whoever_remembers(redis: RedisServer, tmp_path: Path) -> None:
-    old = Rollout(
-        CopiedStore(store_on(redis), FileStore(tmp_path / "old", share_of)), initial_fraction=1.0, refresh_period_s=0.25
-    )
+    copy = FileStore(tmp_path / "old", check_document)
+    old = rollout_over(CopiedStore(store_on(redis), copy), 1.0, refresh_period_s=0.25)
     await old.start()
     for fraction in (0.1, 0.2, 0.3):
-        await old.set_fraction(fraction, "ann")
+        await set_share(old, fraction, "ann")
     redis.say("FLUSHALL")
     fresh = gateway_on(redis, tmp_path / "fresh")
-    await fresh.set_fraction(0.9, "ben")
+    await set_share(fresh, 0.9, "ben")
     await asyncio.sleep(0.6)
     await fresh.load()
-    assert old.document() == fresh.document()
-    assert old.fraction() == 0.9
+    assert old.record == fresh.record
+    assert old.record.share == 0.9
     assert (await stored_in(redis)).version == 4
     for rollout in (old, fresh):
         await rollout.stop()
@@ -123,7 +124,7 @@ class LossyLink:
 
 
 async def test_a_change_of_which_nothing_was_heard_is_looked_for(redis: RedisServer) -> None:
-    store = RedisStore(LossyLink(redis, arrives=True), share_of)
+    store = RedisStore(LossyLink(redis, arrives=True), check_document)
     await store.write("rollout", GOOD, 1)
     assert await store.read("rollout") == (GOOD, 1)
     await store.close()
@@ -132,7 +133,7 @@ async def test_a_change_of_which_nothing_was_heard_is_looked_for(redis: RedisSer
 async def test_a_change_that_is_not_found_may_still_come_and_one_that_was_never_sent_may_not(
     redis: RedisServer,
 ) -> None:
-    store = RedisStore(LossyLink(redis, arrives=False), share_of)
+    store = RedisStore(LossyLink(redis, arrives=False), check_document)
     with pytest.raises(StateDoubtful):
         await store.write("rollout", GOOD, 1)
     redis.kill()

@@ -27,6 +27,8 @@ NEEDED = {
     ("PUT", "/rollout"): "admin",
     ("GET", "/rollout/report"): "ops",
     ("POST", "/rollout/outcomes"): "admin",
+    ("GET", "/kill"): "ops",
+    ("PUT", "/kill"): "admin",
     ("GET", "/v2"): "predict",
     ("GET", "/v2/models/stats"): "predict",
     ("GET", "/v2/models/{model}"): "predict",

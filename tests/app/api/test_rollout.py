@@ -16,8 +16,8 @@ async def test_the_share_moves_traffic_at_once_and_says_who_moved_it(gateway: Ga
     )
     assert response.status_code == 200
     expected = {"ray_serve_fraction": 0.0, "changed_at": NOW, "changed_by": "ann"}
-    assert response.json() == expected
-    assert (await gateway.client.get("/rollout", headers=gateway.bearer("ops"))).json() == expected
+    assert expected.items() <= response.json().items()
+    assert (await gateway.client.get("/rollout", headers=gateway.bearer("ops"))).json() == response.json()
     assert (await gateway.predict()).headers["x-served-by"] == "legacy"
 
 
@@ -98,7 +98,7 @@ async def test_a_share_that_cannot_be_stored_is_503_and_says_what_became_of_it(
     async def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("app.rollout.state.Rollout.set_fraction", fail)
+    monkeypatch.setattr("app.rollout.rollout.Rollout.change", fail)
     response = await gateway.client.put(
         "/rollout", json={"ray_serve_fraction": 0.0}, headers=gateway.bearer("admin", subject="ann")
     )

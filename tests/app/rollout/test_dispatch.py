@@ -6,6 +6,9 @@ import pytest
 from app.backends.base import Answer, Arm, Call
 from app.backends.fake import FakeBackend
 from app.rollout.dispatch import Dispatcher, Served
+from app.rollout.evidence import Evidence
+from app.rollout.plan import ArmName
+from app.rollout.record import Record
 from serve_app.contract import (
     ERRORS_BY_CODE,
     ModelNotFound,
@@ -15,7 +18,7 @@ from serve_app.contract import (
     ReplicaLost,
 )
 
-FINAL = {"invalid-windows", "model-not-found", "overloaded"}
+FINAL = {"invalid-windows", "overloaded"}
 
 
 class Rig:
@@ -25,7 +28,23 @@ class Rig:
         self.ray, self.legacy = FakeBackend("ray_serve"), FakeBackend("legacy")
         self.fraction = 1.0
         arms = [arm for arm in (self.ray, self.legacy) if not names or arm.name in names]
-        self.dispatcher = Dispatcher(arms, fraction=lambda: self.fraction, sticky_key=b"k" * 32, clock=lambda: 100.0)
+        self.evidence = Evidence()
+        self.stable, self.canary = ArmName(backend="legacy"), ArmName(backend="ray_serve")
+        self.overrides: dict[str, float] = {}
+        self.now = 100.0
+        self.dispatcher = Dispatcher(
+            arms, record=self.record, sticky_key=b"k" * 32, witness=self.evidence, clock=lambda: self.now
+        )
+
+    def record(self) -> Record:
+        return Record(
+            share=self.fraction,
+            stable=self.stable,
+            canary=self.canary,
+            overrides=self.overrides,
+            changed_at=0,
+            changed_by="ann",
+        )
 
     async def ask(self, subject: str = "desk", route_to: str | None = None, version: str | None = None) -> Served:
         windows = np.zeros((2, 50, 60), np.float32)
@@ -51,7 +70,7 @@ async def test_a_caller_stays_on_one_side(rig: Rig) -> None:
     assert {next(iter(side)) for side in sides.values()} == {"ray_serve", "legacy"}
 
 
-@pytest.mark.parametrize("code", sorted(set(ERRORS_BY_CODE) - FINAL))
+@pytest.mark.parametrize("code", sorted(set(ERRORS_BY_CODE) - FINAL - {"model-not-found"}))
 async def test_a_failure_on_ray_serve_is_answered_by_legacy_and_named(rig: Rig, code: str) -> None:
     rig.ray.error = ERRORS_BY_CODE[code]()
     served = await rig.ask()
@@ -189,3 +208,61 @@ def test_the_versions_served_are_those_of_all_ready_arms(rig: Rig) -> None:
     assert rig.dispatcher.versions() == ["1", "4"]
     rig.ray.ready = False
     assert rig.dispatcher.versions() == ["4"]
+
+
+async def test_an_arm_whose_version_is_gone_is_made_good_and_a_version_that_was_asked_for_is_not(rig: Rig) -> None:
+    rig.ray.error = ModelNotFound()
+    assert (await rig.ask()).fallback == "unavailable"
+    with pytest.raises(ModelNotFound):
+        await rig.ask(version="1")
+
+
+async def test_two_versions_on_ray_serve_are_two_arms_and_legacy_answers_for_both(rig: Rig) -> None:
+    rig.stable, rig.canary = (ArmName(backend="ray_serve", version=version) for version in ("1", "2"))
+    rig.fraction = 1.0
+    rig.ray.version = "2"
+    assert (await rig.ask()).arm == Arm("ray_serve", "2")
+    rig.fraction = 0.0
+    rig.ray.version = "1"
+    served = await rig.ask()
+    assert (served.arm, served.side) == (Arm("ray_serve", "1"), "stable")
+    rig.ray.error = ReplicaLost()
+    assert (await rig.ask()).arm == Arm("legacy")
+
+
+async def test_a_failing_canary_version_is_made_good_by_the_stable_one_on_the_same_backend(rig: Rig) -> None:
+    rig.stable, rig.canary = (ArmName(backend="ray_serve", version=version) for version in ("1", "2"))
+    rig.ray.version = "1"  # which is not what the canary's call asks for
+    served = await rig.ask()
+    assert (served.arm, served.fallback, served.side) == (Arm("ray_serve", "1"), "unavailable", None)
+
+
+async def test_a_principal_or_a_tenant_may_have_a_share_of_its_own(rig: Rig) -> None:
+    rig.fraction, rig.overrides = 0.0, {"sub:ann": 1.0, "tenant:acme": 1.0}
+    call = Call(np.zeros((1, 50, 60), np.float32), Options(), 102.0, "request", "0" * 16)
+    for accounts, arm in (
+        (["sub:ann"], "ray_serve"),
+        (["sub:ben", "tenant:acme"], "ray_serve"),
+        (["sub:ben"], "legacy"),
+    ):
+        served = await rig.dispatcher.predict(call, subject="any", accounts=accounts)
+        assert served.arm == Arm(arm)
+
+
+async def test_what_comes_of_each_side_is_counted_and_what_chose_its_arm_is_not(rig: Rig) -> None:
+    await rig.ask()
+    await rig.ask(route_to="ray_serve")
+    await rig.ask(version="1")
+    rig.ray.error = ReplicaLost()
+    await rig.ask()
+    rig.ray.error = ERRORS_BY_CODE["model-output-invalid"]()
+    await rig.ask()
+    evidence = rig.evidence
+    assert (evidence["canary_requests"], evidence["canary_errors"], evidence["canary_invalid"]) == (3, 2, 1)
+    assert evidence["stable_requests"] == 0
+
+
+async def test_a_caller_in_a_hurry_that_gives_up_tells_how_slow_the_arm_is_and_no_failure(rig: Rig) -> None:
+    rig.ray.error = ERRORS_BY_CODE["deadline-exceeded"]()
+    await rig.ask()
+    assert (rig.evidence["canary_requests"], rig.evidence["canary_errors"]) == (1, 0)

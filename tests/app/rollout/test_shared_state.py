@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from app.rollout.rollout import Rollout
 from app.rollout.shared_state import CopiedStore
-from app.rollout.state import FileStore, MemoryStore, Rollout, StateAway, StateConflict, Stored
+from app.rollout.state import FileStore, MemoryStore, StateAway, StateConflict, Stored
+from tests.app.rollout.rollouts import rollout_over, set_share
 
 
 class Shared(MemoryStore):
@@ -32,30 +34,30 @@ class Shared(MemoryStore):
 
 
 def rollout_of(shared: Shared, folder: Path) -> Rollout:
-    return Rollout(CopiedStore(shared, FileStore(folder)), initial_fraction=1.0)
+    return rollout_over(CopiedStore(shared, FileStore(folder)), 1.0)
 
 
 async def test_a_change_reaches_the_other_gateway_with_its_next_look(tmp_path: Path) -> None:
     shared = Shared()
     here, there = rollout_of(shared, tmp_path / "here"), rollout_of(shared, tmp_path / "there")
-    await here.set_fraction(0.25, "ann")
+    await set_share(here, 0.25, "ann")
     await there.load()
-    assert there.document() == here.document()
+    assert there.record == here.record
 
 
 async def test_away_the_share_stays_as_it_is_also_over_a_restart_and_cannot_be_changed(tmp_path: Path) -> None:
     shared = Shared()
     here, there = rollout_of(shared, tmp_path / "here"), rollout_of(shared, tmp_path / "there")
-    await here.set_fraction(0.25, "ann")
+    await set_share(here, 0.25, "ann")
     await there.load()
     shared.is_away = True
     await there.load()
-    assert there.fraction() == 0.25
+    assert there.record.share == 0.25
     with pytest.raises(StateAway):
-        await there.set_fraction(0.5, "ben")
+        await set_share(there, 0.5, "ben")
     restarted = rollout_of(shared, tmp_path / "there")
     await restarted.load()
-    assert restarted.fraction() == 0.25
+    assert restarted.record.share == 0.25
 
 
 async def test_a_shared_store_that_forgot_everything_learns_it_again(tmp_path: Path) -> None:
@@ -86,24 +88,24 @@ async def test_a_disk_that_keeps_no_copy_does_not_stop_a_change(tmp_path: Path) 
     folder = tmp_path / "state"
     rollout = rollout_of(Shared(), folder)
     folder.rmdir()
-    await rollout.set_fraction(0.25, "ann")
-    assert rollout.fraction() == 0.25
+    await set_share(rollout, 0.25, "ann")
+    assert rollout.record.share == 0.25
 
 
 async def test_gateways_that_hold_different_documents_of_one_version_all_take_the_shared_one(tmp_path: Path) -> None:
     shared = Shared()
     here, there = rollout_of(shared, tmp_path / "here"), rollout_of(shared, tmp_path / "there")
-    await here.set_fraction(0.1, "ann")
+    await set_share(here, 0.1, "ann")
     shared._stored.clear()
-    await there.set_fraction(0.9, "ben")  # of the same version
+    await set_share(there, 0.9, "ben")  # of the same version
     for rollout in (here, there):
         await rollout.load()
-    assert here.document() == there.document()
+    assert here.record == there.record
     shared.is_away = True
     for folder in ("here", "there"):
         restarted = rollout_of(shared, tmp_path / folder)
         await restarted.load()
-        assert restarted.fraction() == 0.9
+        assert restarted.record.share == 0.9
 
 
 async def test_a_copy_that_nobody_can_read_ends_nothing_and_is_mended(tmp_path: Path) -> None:
@@ -112,8 +114,8 @@ async def test_a_copy_that_nobody_can_read_ends_nothing_and_is_mended(tmp_path: 
     shared.is_away = True
     rollout = rollout_of(shared, tmp_path)
     await rollout.start()
-    assert rollout.fraction() == 1.0
+    assert rollout.record.share == 1.0
     shared.is_away = False
-    await rollout.set_fraction(0.25, "ann")
-    assert await FileStore(tmp_path).read("rollout") == (rollout.document(), 1)
+    await set_share(rollout, 0.25, "ann")
+    assert await FileStore(tmp_path).read("rollout") == (rollout.record.document(), 1)
     await rollout.stop()

@@ -1,0 +1,180 @@
+"""The record in force: read from memory on the request path, written through to the store, and read from it again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from app.rollout.audit import Action, AuditLog, AuditRefused, Change
+from app.rollout.moves import MoveRefused, grows
+from app.rollout.record import Record, parse_record
+from app.rollout.state import StateAway, StateConflict, StateStore, StateUnreadable
+
+_LOGGER = logging.getLogger(__name__)
+
+DOCUMENT = "rollout"
+
+# Told of what this gateway has changed: the action, what was in force and what is, and by what it was decided.
+Announce = Callable[[Action, Record, Record, Mapping[str, Any]], None]
+
+
+class NotStored(Exception):
+    """The change is in force in this process, but will not outlive it."""
+
+
+def check_document(name: str, document: dict[str, Any]) -> None:
+    """The stores' check: raises `ValueError` for a rollout that is no record."""
+    if name == DOCUMENT:
+        parse_record(document)
+
+
+class Rollout:
+    """Which arms are in force, and who gets which.
+
+    Args:
+        store: Where the record outlives the process.
+        initial: Record to start with where the store holds none.
+        audit: Where every change is recorded; None for nowhere.
+        announce: Told of every change that was made here.
+        refresh_period_s: Seconds between looks at a store that others write to; None for one that is ours alone.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        *,
+        initial: Record,
+        audit: AuditLog | None = None,
+        announce: Announce = lambda action, old, new, evidence: None,
+        refresh_period_s: float | None = None,
+    ) -> None:
+        self._store = store
+        self._audit = audit
+        self._announce = announce
+        self._refresh_period_s = refresh_period_s
+        self._version = 0
+        self._changing = asyncio.Lock()
+        self._refresher: asyncio.Task[None] | None = None
+        self.record = initial
+
+    async def start(self) -> None:
+        """Take over what the store holds, and then whatever others write. Raises `StateUnreadable`."""
+        await self.load()
+        if self._refresh_period_s is not None:
+            self._refresher = asyncio.create_task(self._refresh(self._refresh_period_s))
+
+    async def stop(self) -> None:
+        if self._refresher is not None:
+            self._refresher.cancel()
+            await asyncio.gather(self._refresher, return_exceptions=True)
+        await self._store.close()
+
+    async def load(self) -> None:
+        """Take over what the store holds, unless that is older. Raises `StateUnreadable`, `StateAway`."""
+        stored = await self._store.read(DOCUMENT)
+        if stored is None or stored.version < self._version:
+            return
+        try:
+            record = parse_record(stored.document)
+        except ValueError as error:
+            raise StateUnreadable("the stored rollout is none of ours; set it anew or delete it") from error
+        old, seen_before = self.record, self._version
+        self.record, self._version = record, stored.version
+        if record != old and seen_before and self._audit is not None:
+            await self._audit.note(_change("seen", old, record, {}, stored.version))
+
+    async def change(
+        self, move: Callable[[Record], Record], action: Action = "share", evidence: Mapping[str, Any] | None = None
+    ) -> Record:
+        """Make a move and return the record that is in force then.
+
+        What moves somebody to a canary is recorded and stored first, or not done. What moves nobody there, a rollback
+        above all, waits for no disk: where it cannot be stored it is in force here, and the caller is told.
+
+        Args:
+            move: From the record in force to the next; asked again where somebody else was quicker.
+            action: What it is, for the audit log.
+            evidence: JSON-ready, by what it was decided.
+
+        Raises:
+            MoveRefused: The move says so, or a share was to grow and the change could not be recorded.
+            NotStored: It is in force until this process ends.
+            StateAway: The store cannot be reached, or `StateDoubtful`: it was lost meanwhile.
+            StateConflict: Others changed it at the same time, and twice.
+            StateUnreadable, OSError: The store could not be read or written.
+        """
+        async with self._changing:
+            try:
+                return await self._make(move, action, evidence or {})
+            except StateConflict:
+                await self.load()
+                return await self._make(move, action, evidence or {})
+
+    async def _make(self, move: Callable[[Record], Record], action: Action, evidence: Mapping[str, Any]) -> Record:
+        old = self.record
+        new = move(old)
+        version = self._version + 1
+        change = _change(action, old, new, evidence, version)
+        if grows(old, new):
+            await self._grow(change, new, version)
+        else:
+            await self._retreat(change, new, version)
+        self._announce(action, old, new, evidence)
+        return new
+
+    async def _grow(self, change: Change, new: Record, version: int) -> None:
+        if self._audit is not None:
+            try:
+                await self._audit.append(change)
+            except AuditRefused as refused:
+                _LOGGER.error("nothing was changed, since it cannot be recorded: %s", refused)
+                raise MoveRefused("the change cannot be recorded, and no share grows without its record") from None
+        try:
+            await self._store.write(DOCUMENT, new.document(), version)
+        except BaseException as error:
+            if self._audit is not None:
+                await self._audit.note(
+                    Change(change.who, "abandoned", change.before, change.after, type(error).__name__)
+                )
+            raise
+        self._take(new, version)
+
+    async def _retreat(self, change: Change, new: Record, version: int) -> None:
+        try:
+            await self._store.write(DOCUMENT, new.document(), version)
+        except OSError as error:
+            self._take(new, version)
+            raise NotStored(error.strerror or "the disk refused it") from error
+        self._take(new, version)
+        if self._audit is not None:
+            await self._audit.note(change)
+
+    def _take(self, record: Record, version: int) -> None:
+        if version > self._version:  # what others wrote meanwhile may have been read already
+            self.record, self._version = record, version
+
+    async def _refresh(self, period_s: float) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await self.load()
+            except (StateAway, StateUnreadable, OSError) as error:  # the record stays as it is
+                _LOGGER.debug("the rollout's state was not read: %s", error)
+
+
+def _change(action: Action, old: Record, new: Record, evidence: Mapping[str, Any], version: int) -> Change:
+    """The audit log's record; all workers that see the same record come into force give it the same name."""
+    digest = hashlib.sha256(json.dumps(new.document(), sort_keys=True).encode()).hexdigest()[:16]
+    return Change(
+        who=new.changed_by,
+        action=action,
+        before=old.summary(),
+        after=new.summary(),
+        why=new.reason,
+        evidence=evidence,
+        once=f"rollout {version} {digest}",
+    )
