@@ -281,7 +281,9 @@ class HotPath:
         )
         subject = principal.account if wish.route_key is None else principal.key_of(wish.route_key)
         try:
-            return await self._dispatcher.predict(call, subject=subject, route_to=wish.route_to)
+            return await self._dispatcher.predict(
+                call, subject=subject, accounts=principal.accounts, route_to=wish.route_to
+            )
         except ModelNotFound:
             raise
         except ServingError:

@@ -51,7 +51,8 @@ class NewShare(Command):
     ] = None
     share: Annotated[ShareOfCallers | None, Field(description="Share of callers on the canary.")] = None
     account: Annotated[
-        Account | None, Field(description="`sub:NAME` or `tenant:NAME`: whose share it is; without, everybody's.")
+        Account | None,
+        Field(description="`sub:NAME`, `sub:TENANT/NAME` or `tenant:NAME`: whose share it is; without, everybody's."),
     ] = None
     clear: Annotated[bool, Field(description="The account has the common share again.")] = False
 

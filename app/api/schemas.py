@@ -148,7 +148,7 @@ PREDICT_DOCUMENTATION: dict[str, Any] = {
     "summary": "Predict",
     "tags": ["ray-serve"],
     "response_model": PredictionResponse,
-    "responses": problems(*_REFUSALS),
+    "responses": problems(*_REFUSALS.keys() - {409}),
     "openapi_extra": {
         "requestBody": {
             "required": True,

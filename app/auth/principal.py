@@ -40,6 +40,13 @@ class Principal:
         return f"tenant:{self.tenant}" if self.tenant else f"sub:{self.subject}"
 
     @property
+    def accounts(self) -> tuple[str, ...]:
+        """What a share of its own may be set for, the closer first: the subject, and its tenant where it has one."""
+        if self.tenant is None:
+            return (f"sub:{self.subject}",)
+        return (f"sub:{self.tenant}/{self.subject}", f"tenant:{self.tenant}")
+
+    @property
     def identity(self) -> Identity:
         """Tenant and subject: subjects of one name and two tenants are two."""
         return self.tenant, self.subject

@@ -54,6 +54,7 @@ class FakeBackend:
     Attributes:
         calls: Every call that arrived, in order.
         error: Raised by every call while it is set.
+        errors: Raised by calls for these versions.
         gate: Calls wait for it; cleared, they wait until it is set or they are cancelled.
         ready: What `status` says.
         versions: What `status` says that it serves; `...` for its own version.
@@ -66,6 +67,7 @@ class FakeBackend:
         self.version = version
         self.calls: list[Call] = []
         self.error: Exception | None = None
+        self.errors: dict[str | None, Exception] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.ready = True
@@ -86,8 +88,8 @@ class FakeBackend:
             raise NotReady("told to be not ready")
         if not self.gate.is_set():
             await self._wait()
-        if self.error is not None:
-            raise self.error
+        if error := self.error or self.errors.get(call.version):
+            raise error
         prediction = fake_prediction(len(call.windows), call.options, version=call.version or self.version)
         stages_ms = {"queue": 0.0, "transport": 0.0, "batch": 0.0, "model": 0.0}
         return Answer(prediction, stages_ms, ((len(call.windows), len(call.windows)),))

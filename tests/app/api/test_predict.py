@@ -750,5 +750,6 @@ async def test_openapi_shows_the_route_whole(gateway: GatewayUnderTest) -> None:
         ("header", "x-request-id"),
         ("header", "x-route-to"),
         ("header", "x-route-key"),
+        ("header", "x-symbol"),
     }
     assert operation["security"] == [{"HTTPBearer": []}]

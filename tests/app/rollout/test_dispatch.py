@@ -210,9 +210,11 @@ def test_the_versions_served_are_those_of_all_ready_arms(rig: Rig) -> None:
     assert rig.dispatcher.versions() == ["4"]
 
 
-async def test_an_arm_whose_version_is_gone_is_made_good_and_a_version_that_was_asked_for_is_not(rig: Rig) -> None:
+async def test_an_arm_whose_version_is_gone_is_made_good(rig: Rig) -> None:
     rig.ray.error = ModelNotFound()
     assert (await rig.ask()).fallback == "unavailable"
+    assert (await rig.ask(version="1")).fallback == "model-not-found"
+    rig.legacy.error = ModelNotFound()
     with pytest.raises(ModelNotFound):
         await rig.ask(version="1")
 
@@ -232,9 +234,9 @@ async def test_two_versions_on_ray_serve_are_two_arms_and_legacy_answers_for_bot
 
 async def test_a_failing_canary_version_is_made_good_by_the_stable_one_on_the_same_backend(rig: Rig) -> None:
     rig.stable, rig.canary = (ArmName(backend="ray_serve", version=version) for version in ("1", "2"))
-    rig.ray.version = "1"  # which is not what the canary's call asks for
+    rig.ray.errors = {"2": ReplicaLost()}
     served = await rig.ask()
-    assert (served.arm, served.fallback, served.side) == (Arm("ray_serve", "1"), "unavailable", None)
+    assert (served.arm, served.fallback, served.side) == (Arm("ray_serve", "1"), "replica-lost", None)
 
 
 async def test_a_principal_or_a_tenant_may_have_a_share_of_its_own(rig: Rig) -> None:

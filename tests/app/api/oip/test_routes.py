@@ -160,6 +160,7 @@ async def test_openapi_shows_the_routes_whole(gateway: GatewayUnderTest) -> None
         "x-request-id",
         "x-route-to",
         "x-route-key",
+        "x-symbol",
     }
     below = {path: item for path, item in paths.items() if path.startswith("/v2")}
     assert len(below) == len(ROUTES) + 2
