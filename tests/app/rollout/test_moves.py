@@ -1,0 +1,117 @@
+import pytest
+
+from app.rollout import moves
+from app.rollout.moves import By, MoveRefused
+from app.rollout.plan import ArmName, Plan, Step
+from app.rollout.record import Record, parse_record
+from tests.app.rollout.rollouts import record_of
+
+BY = By("ann", 10.0, "because")
+PLAN = Plan(steps=(Step(share=0.1), Step(share=0.5), Step(share=1.0)))
+
+
+def started(share: float = 0.0) -> Record:
+    return moves.start(record_of(share), PLAN, "run", BY)
+
+
+def test_a_plan_begins_at_its_first_step_and_keeps_what_was_before_as_good() -> None:
+    record = started()
+    assert record.run is not None
+    assert (record.share, record.run.phase, record.run.good, record.epoch) == (0.1, "running", 0.0, "run.1")
+
+
+def test_a_plan_begins_at_the_first_step_that_takes_nobody_back() -> None:
+    record = started(0.3)
+    assert record.run is not None
+    assert (record.share, record.run.step, record.run.good) == (0.5, 1, 0.3)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_a_plan_from_an_arm_that_does_not_serve_everybody_is_refused(share: float) -> None:
+    stable = ArmName(backend="legacy") if share == 1.0 else ArmName(backend="ray_serve", version="1")
+    plan = Plan(stable=stable, canary=ArmName(backend="ray_serve", version="2"))
+    record = record_of(share).model_copy(update={"canary": ArmName(backend="ray_serve", version="1")})
+    with pytest.raises(MoveRefused, match="cannot begin there"):
+        moves.start(record, plan, "run", BY)
+
+
+def test_after_a_migration_a_new_version_is_moved_to_from_ray_serve() -> None:
+    stable, canary = (ArmName(backend="ray_serve", version=version) for version in ("1", "2"))
+    record = moves.start(record_of(1.0), Plan(stable=stable, canary=canary), "run", BY)
+    assert (record.share, record.stable, record.canary) == (0.01, stable, canary)
+
+
+def test_every_promotion_makes_the_step_before_the_good_one_and_the_last_ends_the_plan() -> None:
+    record = moves.promote(started(), BY)
+    assert record.run is not None
+    assert (record.share, record.run.good, record.epoch) == (0.5, 0.1, "run.2")
+    record = moves.promote(moves.promote(record, BY), BY)
+    assert record.run is not None
+    assert (record.share, record.run.phase, record.epoch) == (1.0, "done", None)
+
+
+def test_a_breach_goes_back_to_the_last_good_step_and_keeps_why() -> None:
+    record = moves.breach(moves.promote(started(), BY), BY, ["too many errors"])
+    assert record.run is not None
+    assert (record.share, record.run.phase, record.run.findings) == (0.1, "rolled_back", ("too many errors",))
+
+
+def test_a_rollback_moves_everybody_back_those_with_shares_of_their_own_too() -> None:
+    record = moves.roll_back(moves.set_override(started(), "sub:eve", 1.0, BY), BY)
+    assert record.run is not None
+    assert (record.share, record.overrides, record.run.phase) == (0.0, {}, "rolled_back")
+
+
+def test_back_to_legacy_is_a_way_from_everywhere() -> None:
+    stable, canary = (ArmName(backend="ray_serve", version=version) for version in ("1", "2"))
+    record = moves.start(record_of(1.0), Plan(stable=stable, canary=canary), "run", BY)
+    back = moves.roll_back_to_legacy(record, BY)
+    assert (back.share, back.ray_serve_share) == (0.0, 0.0)
+
+
+def test_a_pause_holds_and_what_resumes_begins_its_step_anew() -> None:
+    paused = moves.pause(started(), BY)
+    with pytest.raises(MoveRefused, match="running, not paused"):
+        moves.resume(started(), BY)
+    record = moves.resume(paused, By("ann", 99.0))
+    assert record.run is not None
+    assert (record.share, record.run.since, record.epoch) == (0.1, 99.0, "run.2")
+
+
+def test_a_share_set_by_hand_stops_the_plan() -> None:
+    record = moves.set_share(started(), 0.7, BY)
+    assert record.run is not None
+    assert (record.share, record.run.phase, record.epoch) == (0.7, "stopped", None)
+
+
+@pytest.mark.parametrize("move", [moves.pause, moves.resume, moves.promote, moves.wait])
+def test_without_a_plan_nothing_of_it_moves(move: object) -> None:
+    with pytest.raises(MoveRefused, match="no plan"):
+        move(record_of(0.5), BY)  # type: ignore[operator]
+
+
+def test_a_second_plan_waits_for_the_end_of_the_first() -> None:
+    with pytest.raises(MoveRefused, match="running"):
+        moves.start(started(), PLAN, "other", BY)
+
+
+def test_what_moves_somebody_to_a_canary_grows_and_nothing_else_does() -> None:
+    old = started()
+    assert moves.grows(old, moves.promote(old, BY))
+    assert moves.grows(old, moves.set_override(old, "sub:eve", 0.5, BY))
+    assert not moves.grows(old, moves.pause(old, BY))
+    assert not moves.grows(old, moves.roll_back(old, BY))
+    assert not moves.grows(old, moves.breach(old, BY, []))
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    record = moves.set_override(moves.promote(started(), BY), "tenant:acme", 0.25, BY)
+    assert parse_record(record.document()) == record
+
+
+@pytest.mark.parametrize(
+    "change", [{"share": 1.5}, {"share": "x"}, {"changed_at": float("inf")}, {"more": 1}, {"overrides": {"a": 2}}]
+)
+def test_what_is_no_record_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not a stored rollout"):
+        parse_record({**record_of(0.5).document(), **change})
