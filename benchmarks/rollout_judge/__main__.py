@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.rollout_judge.report import draw, write_tables
+from benchmarks.rollout_judge.report import PAGE, PICTURE, draw, write_page
 from benchmarks.rollout_judge.study import fault_studies, kept_studies, run_all
 
 
@@ -24,10 +24,10 @@ def main(
     kept = run_all(kept_studies(runs), seed, processes, _tell)
     faults = run_all(fault_studies(fault_runs), seed, processes, _tell)
     (into / "results.json").write_text(json.dumps({"kept": kept, "faults": faults}))
-    tables = write_tables(kept, faults)
-    (into / "RESULTS.md").write_text(tables)
-    draw(faults, into / "rollout-judge.png")
-    print(tables)
+    page = write_page(kept, faults)
+    (into / PAGE).write_text(page)
+    draw(faults, into / PICTURE)
+    print(page)
 
 
 def _tell(title: str) -> None:
