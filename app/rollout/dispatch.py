@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from app.backends.base import FAIR_BUDGET_S, Answer, Arm, Backend, Call
 from app.rollout.choice import hash_principal, is_canary
-from app.rollout.evidence import Side
+from app.rollout.evidence import SIDES, Side
 from app.rollout.record import Record
 from serve_app.contract import (
     DeadlineExceeded,
@@ -51,8 +51,8 @@ class Served:
         answer: Checked by the backend: finite, and class rows that are distributions.
         arm: Who answered.
         fallback: Code of the failure that another arm made good, None where the chosen arm answered.
-        side: The side of the rollout that the caller was given to and whose arm answered; None where it fell back,
-            or the request named its backend or version itself.
+        side: The side of the rollout that the caller was given to, and whose arm was asked first; None where that
+            could not be asked, or the request named its backend or version itself.
     """
 
     answer: Answer
@@ -73,6 +73,14 @@ class Route(NamedTuple):
     arm: Arm
     side: Side | None = None
     spare: Arm | None = None
+
+
+class Choice(NamedTuple):
+    """Where the callers of a side go: as `Route`, but with all who may be asked where that fails."""
+
+    arm: Arm
+    side: Side | None
+    spares: tuple[Arm, ...]
 
 
 class Dispatcher:
@@ -100,6 +108,8 @@ class Dispatcher:
         self._sticky_key = sticky_key
         self._witness = witness
         self._clock = clock
+        self._routed: Record | None = None
+        self._choices: dict[Side, Choice] = {}  # of the record that was routed by last: they change with it alone
 
     async def predict(
         self, call: Call, *, subject: str, accounts: Sequence[str] = (), route_to: str | None = None
@@ -128,7 +138,7 @@ class Dispatcher:
         except ServingError as error:
             if self._clock() >= call.deadline:
                 raise
-            return Served(await self._ask(route.spare, call), route.spare, fallback=error.code)
+            return Served(await self._ask(route.spare, call), route.spare, fallback=error.code, side=route.side)
 
     def versions(self) -> list[str]:
         """Model versions that some arm serves now, sorted."""
@@ -155,21 +165,24 @@ class Dispatcher:
         if route_to is not None:
             return Route(Arm(route_to, version))
         record = self._record()
+        if record is not self._routed:
+            self._routed, self._choices = record, {side: self._choice(record, side, None) for side in SIDES}
         share = record.share_of(accounts)
         side: Side = "canary" if is_canary(hash_principal(self._sticky_key, subject), share) else "stable"
+        choice = self._choices[side] if version is None else self._choice(record, side, version)
+        ready = next((arm for arm in choice.spares if self._is_ready(arm)), None)
+        return Route(choice.arm, choice.side, ready or (choice.spares[0] if choice.spares else None))
+
+    def _choice(self, record: Record, side: Side, version: str | None) -> Choice:
+        """Who is asked of a side's callers, and in what order the others are; a canary makes good for nobody."""
         wanted = [record.arm(side), record.arm("stable"), Arm(LEGACY), record.arm("canary")]
         names = self.arms_serving(version)
         if version is not None:
             wanted = [Arm(arm.backend, version) for arm in wanted]
-        arms = list(dict.fromkeys(arm for arm in wanted if arm.backend in names))
-        arm = arms[0]
-        spares = arms[1:] if side == "canary" or arm.backend != LEGACY else []
-        return Route(arm, side if arm == record.arm(side) else None, self._spare(spares, side, record))
-
-    def _spare(self, arms: Sequence[Arm], side: Side, record: Record) -> Arm | None:
-        """The first that is ready, or else the first at all; a canary is nobody's spare."""
-        spares = [arm for arm in arms if arm != record.arm("canary")]
-        return next((arm for arm in spares if self._is_ready(arm)), spares[0] if spares else None)
+        arm, *others = dict.fromkeys(arm for arm in wanted if arm.backend in names)
+        has_spares = side == "canary" or arm.backend != LEGACY
+        spares = tuple(other for other in others if has_spares and other != record.arm("canary"))
+        return Choice(arm, side if arm == record.arm(side) else None, spares)
 
     def _is_ready(self, arm: Arm) -> bool:
         return self._backends[arm.backend].is_ready(arm.version)
