@@ -47,6 +47,10 @@ class GatewayClient:
         """The share in force, and who set it."""
         return self._answer("GET", "/rollout")
 
+    def rollout_report(self, since: float) -> dict[str, Any]:
+        """What the experiment has shown over requests from `since` seconds after the epoch on."""
+        return self._answer("GET", "/rollout/report", params={"since": since})
+
     def set_fraction(self, fraction: float) -> dict[str, Any]:
         """Give Ray Serve this share of the callers, 0..1."""
         return self._answer("PUT", "/rollout", json={"ray_serve_fraction": fraction})

@@ -79,10 +79,16 @@ def create_app(
         wall_clock=wall_clock,
         waits_for_keys=waits_for_keys,
     )
-    hot_routes = _hot_routes(settings, gateway)
     log = LineWriter(log_stream or sys.stderr.buffer, on_drop=gateway.metrics.http.count_dropped_lines)
     app = _framework(settings, _lifespan(gateway, logging_to(log, settings.log_level), notice_s, patience_s))
     app.state.gateway = gateway
+    _add_routes(app, settings, gateway, log if settings.access_log else None)
+    return app
+
+
+def _add_routes(app: FastAPI, settings: Settings, gateway: Gateway, access_log: LineWriter | None) -> None:
+    """The routes, and what stands around all of them."""
+    hot_routes = _hot_routes(settings, gateway)
     app.router.routes.extend(hot_routes.values())
     for router in ROUTERS:
         app.include_router(router)
@@ -97,10 +103,9 @@ def create_app(
         front=Front(hosts=settings.allowed_hosts, origins=settings.cors_origins, behind_tls=settings.behind_tls),
         metrics=gateway.metrics,
         drain=gateway.drain,
-        clock=clock,
-        access_log=log if settings.access_log else None,
+        clock=gateway.clock,
+        access_log=access_log,
     )
-    return app
 
 
 def _framework(settings: Settings, lifespan: Lifespan) -> FastAPI:
@@ -133,6 +138,7 @@ def _hot_routes(settings: Settings, gateway: Gateway) -> Mapping[str, HotRoute]:
             limits=gateway.limits,
             kills=gateway.kills,
             dispatcher=gateway.dispatcher,
+            trial=gateway.trial,
             metrics=gateway.metrics,
             statistics=gateway.statistics,
             sticky_key=gateway.sticky_key,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 import os
 import re
@@ -16,6 +18,8 @@ from app.files import read_closed_file
 _MIN_SECRET_BYTES = 32
 _MAX_FILE_BYTES = 64 << 10
 _CLOSED = 0o077
+_WEBHOOK_PREFIX = b"whsec_"  # as Standard Webhooks, version 1, writes them
+_MIN_WEBHOOK_BYTES, _MAX_WEBHOOK_BYTES = 24, 64
 _MIN_BITS_PER_BYTE = 3.5
 # Words that make a long secret guessable all the same; compared in lower case, without punctuation.
 _COMMON_SECRET_WORDS = (
@@ -42,6 +46,19 @@ def check_secret(secret: bytes, name: str) -> None:
     plain = re.sub(r"[^a-z]", "", secret.decode("utf-8", "replace").lower())
     if any(word in plain for word in _COMMON_SECRET_WORDS) or _is_regular(secret):
         raise ValueError(f"{name} is too easy to guess; `openssl rand -base64 48` makes a good one")
+
+
+def read_webhook_secret(text: bytes) -> bytes:
+    """The key in a secret of the form `whsec_` and 24 to 64 bytes in base64. Raises `ValueError`."""
+    try:
+        key = base64.b64decode(text.removeprefix(_WEBHOOK_PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not text.startswith(_WEBHOOK_PREFIX) or not _MIN_WEBHOOK_BYTES <= len(key) <= _MAX_WEBHOOK_BYTES:
+        raise ValueError(
+            f"a webhook's secret is whsec_ and {_MIN_WEBHOOK_BYTES} to {_MAX_WEBHOOK_BYTES} random bytes in base64"
+        )
+    return key
 
 
 def read_secret_file(path: Path) -> bytes:

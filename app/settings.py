@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.secret_files import check_secret, read_secret_file
+from app.secret_files import check_secret, read_secret_file, read_webhook_secret
 from app.shared.address import RedisAddress, parse_redis_url
-from app.urls import check_key_url, check_origin, check_proxies, is_host
+from app.urls import check_key_url, check_origin, check_proxies, check_webhook_url, is_host
 from serve_app.serve_config import FAULT_ENGINE, STUB_ENGINES, EngineName
 
 PREFIX = "GATEWAY_"
@@ -195,6 +195,16 @@ class Settings(BaseSettings):
         64, description="Most megabytes of them; beyond, the oldest requests are dropped.", ge=4, le=4096
     )
 
+    webhook_url: str | None = Field(
+        None,
+        description="Where every change of the rollout and of the kill switch is told: http or https. Empty: none.",
+    )
+    webhook_secret_file: Path | None = Field(
+        None,
+        description="File of the secret that signs what is told, whsec_ and base64, mode 0600, read again when it "
+        "changes.",
+    )
+
     model: Name = Field("cnn_lstm", description="Model that legacy serves.")
     model_version: Name = Field("latest", description="Its version or alias.")
     engine: EngineName = Field(
@@ -289,6 +299,18 @@ class Settings(BaseSettings):
             raise ValueError(f"the file {value} must hold one token: visible ASCII characters and nothing else")
         return value
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _check_webhook_url(cls, value: str | None) -> str | None:
+        return value if value is None else check_webhook_url(value)
+
+    @field_validator("webhook_secret_file")
+    @classmethod
+    def _check_webhook_secret_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            read_webhook_secret(read_secret_file(value))
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -381,9 +403,16 @@ class Settings(BaseSettings):
             ("jwt_jwks_url", "jwt_jwks_ca_file"),
             ("redis_url", "redis_ca_file"),
             ("redis_url", "redis_password_file"),
+            ("webhook_url", "webhook_secret_file"),
         ):
             if getattr(self, url) is None and getattr(self, field) is not None:
                 raise ValueError(f"{variable_of(field)} goes with {variable_of(url)}, which is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _check_webhook(self) -> Settings:
+        if self.webhook_url is not None and self.webhook_secret_file is None:
+            raise ValueError("GATEWAY_WEBHOOK_URL needs GATEWAY_WEBHOOK_SECRET_FILE: what is told there is signed")
         return self
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from app.rate_limit.shared import SharedCounters, SharedLimiter
 from app.rollout.choice import hash_principal
 from app.rollout.dispatch import Dispatcher
 from app.rollout.state import StateStore
-from app.rollout_parts import build_rollout
+from app.rollout_parts import Arms, RolloutParts, build_rollout
 from app.secret_files import SecretFile, read_secret_file, write_once
 from app.settings import MAX_STICKY_KEY_BYTES, MIN_STICKY_KEY_BYTES, ConfigError, Settings
 from app.shared.commands import Link
@@ -58,53 +58,103 @@ def wire(
     Raises:
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
     """
-    sticky_key = _sticky_key(settings)
-    metrics = Metrics(settings.multiproc_dir)
-    arms = _guarded(_arms(settings, metrics, clock) if backends is None else backends, metrics, clock)
+    metrics, drain, sticky_key = Metrics(settings.multiproc_dir), Drain(), _sticky_key(settings)
+    backends = _arms(settings, metrics, clock) if backends is None else backends
+    arms = _guarded(backends, metrics, clock)
     rolling = build_rollout(
-        settings, store=store, metrics=metrics, link=lambda: redis_link(settings), wall_clock=wall_clock
+        settings,
+        _both_ways(backends, arms),
+        store=store,
+        metrics=metrics,
+        link=lambda: redis_link(settings),
+        is_leaving=lambda: drain.has_begun,
+        clock=clock,
+        wall_clock=wall_clock,
     )
-    prober = Prober(arms, clock=clock, wall_clock=wall_clock)
-    identity = _identity(settings, metrics, clock, wall_clock, waits_for_keys=waits_for_keys)
-    limiting = _limiting(settings, sticky_key, metrics, clock)
-    lag = LoopLag(metrics.http.observe_loop_lag, clock=clock)
+    rooms = _Rooms(
+        metrics=metrics,
+        drain=drain,
+        sticky_key=sticky_key,
+        arms=arms,
+        rolling=rolling,
+        identity=_identity(settings, metrics, clock, wall_clock, waits_for_keys=waits_for_keys),
+        limiting=_limiting(settings, sticky_key, metrics, clock),
+        prober=Prober(arms, clock=clock, wall_clock=wall_clock),
+    )
+    return _gateway(settings, rooms, clock, wall_clock)
+
+
+class _Rooms(NamedTuple):
+    """What a gateway is put together from, each built from its own settings."""
+
+    metrics: Metrics
+    drain: Drain
+    sticky_key: bytes
+    arms: Sequence[Guarded]
+    rolling: RolloutParts
+    identity: Identity
+    limiting: _Limiting
+    prober: Prober
+
+
+def _gateway(settings: Settings, rooms: _Rooms, clock: Callable[[], float], wall_clock: Callable[[], float]) -> Gateway:
+    arms, rolling, metrics = rooms.arms, rooms.rolling, rooms.metrics
     return Gateway(
         backends=arms,
         dispatcher=Dispatcher(
             arms,
             record=lambda: rolling.rollout.record,
-            sticky_key=sticky_key,
+            sticky_key=rooms.sticky_key,
             witness=rolling.witness,
             clock=clock,
         ),
         rollout=rolling.rollout,
         controller=rolling.controller,
         kills=rolling.kills,
+        trial=rolling.trial,
+        experiment=rolling.experiment,
         audit=rolling.audit,
-        prober=prober,
+        prober=rooms.prober,
         replicas=Recent(partial(replica_figures, arms), keep_s=_REPLICAS_GOOD_S, clock=clock),
         scrape=Recent(metrics.scrape, keep_s=0.0, clock=clock),
-        door=identity.door,
-        key_sources=identity.sources,
-        limits=limiting.limits,
+        door=rooms.identity.door,
+        key_sources=rooms.identity.sources,
+        limits=rooms.limiting.limits,
         metrics=metrics,
         statistics=InferenceStatistics(wall_clock),
-        drain=Drain(),
-        services=(
-            lag,
-            *rolling.services,
-            *limiting.services,
-            *identity.sources.values(),
-            *arms,
-            prober,
-        ),
-        sticky_key=sticky_key,
+        drain=rooms.drain,
+        services=_services(rooms, clock),
+        sticky_key=rooms.sticky_key,
         metrics_public=settings.metrics_public,
         model=settings.model,
         clock=clock,
         wall_clock=wall_clock,
         started_at=clock(),
     )
+
+
+def _services(rooms: _Rooms, clock: Callable[[], float]) -> Sequence[Service]:
+    """What runs while the gateway serves, in the order in which it starts; what asks the arms ends before they do."""
+    rolling = rooms.rolling
+
+    def observe_lag(seconds: float) -> None:
+        rooms.metrics.http.observe_loop_lag(seconds)
+        rolling.shadow.observe_lag(seconds)
+
+    return (
+        LoopLag(observe_lag, clock=clock),
+        *rolling.services,
+        *rooms.limiting.services,
+        *rooms.identity.sources.values(),
+        *rooms.arms,
+        rolling.shadow,
+        rooms.prober,
+    )
+
+
+def _both_ways(backends: Sequence[Backend], guarded: Sequence[Guarded]) -> Arms:
+    by_name = {arm.name: arm for arm in guarded}
+    return Arms({arm.name: arm for arm in backends}, lambda arm: by_name[arm.backend].is_ready(arm.version))
 
 
 def _guarded(arms: Sequence[Backend], metrics: Metrics, clock: Callable[[], float]) -> list[Guarded]:

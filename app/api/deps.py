@@ -23,8 +23,10 @@ from app.rollout.audit import AuditLog
 from app.rollout.choice import hash_principal
 from app.rollout.controller import Controller
 from app.rollout.dispatch import Dispatcher
+from app.rollout.experiment import Experiment
 from app.rollout.kill import KillSwitch
 from app.rollout.rollout import Rollout
+from app.rollout.trial import Trial
 from serve_app.contract import ModelNotFound
 
 # The routes that answer without a token; every other one names a scope. `/metrics` joins them by setting.
@@ -65,6 +67,8 @@ class Gateway:
     rollout: Rollout
     controller: Controller
     kills: KillSwitch
+    trial: Trial
+    experiment: Experiment
     audit: AuditLog
     prober: Prober
     replicas: Recent[dict[str, Any] | None]

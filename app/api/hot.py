@@ -31,6 +31,7 @@ from app.rate_limit import Allowance, Limits
 from app.rollout.choice import hash_principal
 from app.rollout.dispatch import LEGACY, RAY_SERVE, Dispatcher, Served
 from app.rollout.kill import KillSwitch
+from app.rollout.trial import Trial
 from serve_app.contract import FloatArray, ModelNotFound, Options, ServingError
 
 _LOGGER = logging.getLogger(__name__)
@@ -129,12 +130,17 @@ class Wish:
 
 
 class Reply(NamedTuple):
-    """An answer ready to be sent, and what it says of whom for the books."""
+    """An answer ready to be sent, and what it says of whom for the books.
+
+    Attributes:
+        symbol: Tag of what was asked for.
+    """
 
     body: bytes
     headers: list[tuple[bytes, bytes]]
+    call: Call
     served: Served
-    n_windows: int
+    symbol: str | None
 
 
 class HotPath:
@@ -147,6 +153,7 @@ class HotPath:
         limits: How much an account may ask for.
         kills: Tells what is to be refused.
         dispatcher: Sends the call to its arm.
+        trial: Takes calls and their answers while a plan wants them.
         metrics: Counts what came of it.
         statistics: Counts it by model version.
         sticky_key: Key of the hash under which the caller is known behind the edge.
@@ -164,6 +171,7 @@ class HotPath:
         limits: Limits,
         kills: KillSwitch,
         dispatcher: Dispatcher,
+        trial: Trial,
         metrics: Metrics,
         statistics: InferenceStatistics,
         sticky_key: bytes,
@@ -178,6 +186,7 @@ class HotPath:
         self._limits = limits
         self._kills = kills
         self._dispatcher = dispatcher
+        self._trial = trial
         self._metrics = metrics
         self._statistics = statistics
         self._sticky_key = sticky_key
@@ -197,6 +206,8 @@ class HotPath:
         await send({"type": "http.response.start", "status": 200, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})
         self._record_answer(reply, ledger, seconds)  # the caller need not wait for our bookkeeping
+        if self._trial.is_on:
+            self._trial.take(reply.call, reply.served, tag=reply.symbol)
 
     async def _answer(self, scope: Scope, receive: Receive, ledger: Ledger) -> Reply:
         principal = await self._door.admit(scope)
@@ -220,13 +231,14 @@ class HotPath:
             allowance = await spend(self._limits.predict, self._metrics, account, len(asked.windows))
             ledger.close_stage("limit")
             patience.watch(receive)
-            served = await self._predict(asked, wish, account, principal, ledger)
+            call = _call(asked, wish, account, ledger)
+            served = await self._predict(call, wish, principal, ledger)
         ledger.close_call(served.answer.stages_ms)
         body, described = self._dialect.write(asked, served, ledger, wish.client_request_id)
         ledger.close_stage("encode")
         if epoch != self._kills.epoch:  # what was killed while it was under way
             self._refuse_if_killed(principal, wish)
-        return Reply(body, _answer_headers(body, described, served, allowance), served, len(asked.windows))
+        return Reply(body, _answer_headers(body, described, served, allowance), call, served, wish.symbol)
 
     def _refuse_if_killed(self, principal: Principal, wish: Wish) -> int:
         """The epoch in which the request is not killed. Raises `Killed`."""
@@ -269,16 +281,7 @@ class HotPath:
             raise BadRequest("X-Route-Key must have 1 to 255 visible ASCII characters")
         return key
 
-    async def _predict(self, asked: Asked, wish: Wish, account: str, principal: Principal, ledger: Ledger) -> Served:
-        call = Call(
-            windows=asked.windows,
-            options=asked.options,
-            deadline=wish.deadline,
-            request_id=ledger.request_id,
-            principal=account,
-            version=asked.version,
-            trace=wish.trace,
-        )
+    async def _predict(self, call: Call, wish: Wish, principal: Principal, ledger: Ledger) -> Served:
         subject = principal.account if wish.route_key is None else principal.key_of(wish.route_key)
         try:
             return await self._dispatcher.predict(
@@ -287,26 +290,26 @@ class HotPath:
         except ModelNotFound:
             raise
         except ServingError:
-            self._statistics.count_failure(asked.version, ledger.total_ms())
+            self._statistics.count_failure(call.version, ledger.total_ms())
             raise
 
     def _record_answer(self, reply: Reply, ledger: Ledger, seconds: float) -> None:
-        served = reply.served
+        served, n_windows = reply.served, len(reply.call.windows)
         version = served.answer.prediction.model_version or "unknown"
-        ledger.facts.update(windows=reply.n_windows, arm=served.arm.backend, model_version=version)
+        ledger.facts.update(windows=n_windows, arm=served.arm.backend, model_version=version)
         if served.fallback:
             ledger.facts["fallback"] = served.fallback
         self._metrics.predictions.count_answer(
             version=version,
             arm=served.arm.backend,
             fallback=served.fallback,
-            windows=reply.n_windows,
+            windows=n_windows,
             seconds=seconds,
             stages_ms=ledger.stages_ms,
         )
         self._statistics.count_answer(
             served.answer.prediction.model_version,
-            windows=reply.n_windows,
+            windows=n_windows,
             groups=served.answer.groups,
             duration_ms=1e3 * seconds,
             stages_ms=ledger.stages_ms,
@@ -335,6 +338,18 @@ class HotRoute(APIRoute):
     ) -> None:
         super().__init__(path, describe, methods=["POST"], **documentation)
         self.app = hot_path
+
+
+def _call(asked: Asked, wish: Wish, account: str, ledger: Ledger) -> Call:
+    return Call(
+        windows=asked.windows,
+        options=asked.options,
+        deadline=wish.deadline,
+        request_id=ledger.request_id,
+        principal=account,
+        version=asked.version,
+        trace=wish.trace,
+    )
 
 
 def _route_to(text: bytes | None, principal: Principal) -> str | None:

@@ -13,13 +13,12 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
 from app.api.bodies import body_of, read_body, single_headers
-from app.api.deps import Admin, Gateway, GatewayDep, Operator
+from app.api.deps import Admin, GatewayDep, Operator
 from app.api.documents import count_strings, refuse_repeated_names
 from app.api.schemas import problems
 from app.backends.base import MAX_CALL_WINDOWS
 from app.errors import BadRequest, InvalidInput, StateUnavailable, UnsupportedBody, invalid_model
-from app.rollout.experiment import Experiment
-from app.rollout.experiment_log import AssignmentLog, Outcome
+from app.rollout.experiment_log import Outcome
 from app.rollout.experiment_report import report
 from serve_app.contract import DeadlineExceeded
 
@@ -88,8 +87,7 @@ async def tell_outcomes(request: Request, gateway: GatewayDep, _: Admin) -> dict
     """
     told = _parse(await _read(request))
     outcomes = [Outcome(of.request_id, of.window, of.label, of.realized) for of in told.root]
-    log = _log_of(gateway)
-    labelled = await _from_log(lambda: log.label(outcomes))
+    labelled = await _from_log(lambda: gateway.experiment.log.label(outcomes))
     return dict(labelled._asdict())
 
 
@@ -102,12 +100,7 @@ async def show_report(
     ] = 0,
 ) -> dict[str, Any]:
     """How well each arm's answers met what happened, with intervals, over the requests that this gateway logged."""
-    log = _log_of(gateway)
-    return await _from_log(lambda: report(log.read(since), since).document())
-
-
-def _log_of(gateway: Gateway) -> AssignmentLog:
-    return next(service for service in gateway.services if isinstance(service, Experiment)).log
+    return await _from_log(lambda: report(gateway.experiment.log.read(since), since).document())
 
 
 async def _read(request: Request) -> bytes:

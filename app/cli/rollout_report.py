@@ -40,13 +40,13 @@ def rollout_report(
     """Show how well each arm's answers met what happened, with 95 % intervals."""
     if picture is not None:
         _require_place(picture)
-    from app.report_client import ReportClient
+    from app.client import GatewayClient
 
-    gateway = ReportClient(
+    gateway = GatewayClient(
         gateway_url(url), token_for(client_settings(), token, "operator", "ops"), timeout_s=_TIMEOUT_S
     )
     with gateway:
-        document = told(lambda: gateway.report(since))
+        document = told(lambda: gateway.rollout_report(since))
     if picture is not None:
         from app.rollout.experiment_picture import report_picture
 

@@ -42,6 +42,7 @@ def serve(
     settings = settings.with_overrides(port=listener.getsockname()[1])
     _require_model(settings)
     _require_state(settings)
+    _require_kills(settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the supervisor takes it over
     if local:
         _serve_local(settings, listener)
@@ -155,3 +156,13 @@ def _require_state(settings: Settings) -> None:
             fail(str(error), EX_CONFIG)
     except OSError as error:
         fail(f"cannot keep state in {settings.state_dir}: {error.strerror}", EX_CONFIG)
+
+
+def _require_kills(settings: Settings) -> None:
+    """A worker that cannot tell what is killed refuses everything: nobody is to begin with that."""
+    from app.rollout.kill_places import FILE_NAME, KillFile, KillsUnreadable
+
+    try:
+        KillFile(settings.state_dir / FILE_NAME).look()
+    except KillsUnreadable as error:
+        fail(str(error), EX_CONFIG)

@@ -276,6 +276,9 @@ class ChangeMetrics:
         self._killed = make.counter(
             "gateway_killed_requests_total", "Prediction requests refused by the kill switch, by scope", ["scope"]
         )
+        self._events = make.counter(
+            "gateway_webhook_events_total", "Events for the webhook, by what became of them", ["outcome"]
+        )
 
     def show_audit_head(self, records: int, head: int) -> None:
         """Take over where the audit log ends: how many records, and 52 bits of the last one's hash."""
@@ -298,6 +301,10 @@ class ChangeMetrics:
     def count_killed(self, scope: str) -> None:
         """Count a request that was refused because of a kill of this scope."""
         self._killed.labels(scope).inc()
+
+    def count_event(self, outcome: str) -> None:
+        """Count an event for the webhook; `outcome` is one of `app.rollout.webhook.Outcome`."""
+        self._events.labels(outcome).inc()
 
 
 class HttpMetrics:

@@ -14,6 +14,7 @@ from app.shared.commands import BadKey, Command, Link, RedisAway, Script
 
 _LOGGER = logging.getLogger(__name__)
 
+FILE_NAME = "kill.json"  # in the state folder
 _LOCK_TIMEOUT_S = 0.5
 _SPARE_BYTES = 256 << 10  # a table of a thousand usual entries
 _WRITABLE_BY_OTHERS = 0o022

@@ -18,9 +18,6 @@ _LOGGER = logging.getLogger(__name__)
 
 DOCUMENT = "rollout"
 
-# Told of what this gateway has changed: the action, what was in force and what is, and by what it was decided.
-Announce = Callable[[Action, Record, Record, Mapping[str, Any]], None]
-
 
 class NotStored(Exception):
     """The change is in force in this process, but will not outlive it."""
@@ -40,6 +37,7 @@ class Rollout:
         initial: Record to start with where the store holds none.
         audit: Where every change is recorded; None for nowhere.
         announce: Told of every change that was made here.
+        on_record: Told of the record whenever another one comes into force here, whoever made it.
         refresh_period_s: Seconds between looks at a store that others write to; None for one that is ours alone.
     """
 
@@ -49,12 +47,14 @@ class Rollout:
         *,
         initial: Record,
         audit: AuditLog | None = None,
-        announce: Announce = lambda action, old, new, evidence: None,
+        announce: Callable[[Change], None] = lambda change: None,
+        on_record: Callable[[Record], None] = lambda record: None,
         refresh_period_s: float | None = None,
     ) -> None:
         self._store = store
         self._audit = audit
         self._announce = announce
+        self._on_record = on_record
         self._refresh_period_s = refresh_period_s
         self._version = 0
         self._changing = asyncio.Lock()
@@ -83,7 +83,7 @@ class Rollout:
         except ValueError as error:
             raise StateUnreadable("the stored rollout is none of ours; set it anew or delete it") from error
         old, seen_before = self.record, self._version
-        self.record, self._version = record, stored.version
+        self._put(record, stored.version)
         if record != old and seen_before and self._audit is not None:
             await self._audit.note(_change("seen", old, record, {}, stored.version))
 
@@ -123,7 +123,6 @@ class Rollout:
             await self._grow(change, new, version)
         else:
             await self._retreat(change, new, version)
-        self._announce(action, old, new, evidence)
         return new
 
     async def _grow(self, change: Change, new: Record, version: int) -> None:
@@ -142,20 +141,29 @@ class Rollout:
                 )
             raise
         self._take(new, version)
+        self._announce(change)
 
     async def _retreat(self, change: Change, new: Record, version: int) -> None:
+        fault: OSError | None = None
         try:
             await self._store.write(DOCUMENT, new.document(), version)
         except OSError as error:
-            self._take(new, version)
-            raise NotStored(error.strerror or "the disk refused it") from error
+            fault = error
         self._take(new, version)
+        self._announce(change)
         if self._audit is not None:
             await self._audit.note(change)
+        if fault is not None:
+            raise NotStored(fault.strerror or "the disk refused it") from fault
 
     def _take(self, record: Record, version: int) -> None:
         if version > self._version:  # what others wrote meanwhile may have been read already
-            self.record, self._version = record, version
+            self._put(record, version)
+
+    def _put(self, record: Record, version: int) -> None:
+        old, self.record, self._version = self.record, record, version
+        if record != old:
+            self._on_record(record)
 
     async def _refresh(self, period_s: float) -> None:
         while True:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -27,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import httpx
 import orjson
 
+from app.secret_files import read_webhook_secret
 from app.urls import check_address
 
 _LOGGER = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ _LOGGER = logging.getLogger(__name__)
 Outcome = Literal["delivered", "queue-full", "gave-up", "gone", "too-large", "stopped"]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-_PREFIX = b"whsec_"
-_MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 _MAX_BODY_BYTES = 20_000
 _MAX_WAITING = 100
 _ATTEMPT_TIMEOUT_S = 5.0
@@ -50,19 +48,6 @@ class Event(NamedTuple):
     id: str
     body: bytes
     deadline: float
-
-
-def read_webhook_secret(text: bytes) -> bytes:
-    """The key in a secret of the form `whsec_` and 24 to 64 bytes in base64. Raises `ValueError`."""
-    try:
-        key = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
-    except binascii.Error:
-        key = b""
-    if not text.startswith(_PREFIX) or not _MIN_SECRET_BYTES <= len(key) <= _MAX_SECRET_BYTES:
-        raise ValueError(
-            f"a webhook's secret is whsec_ and {_MIN_SECRET_BYTES} to {_MAX_SECRET_BYTES} random bytes in base64"
-        )
-    return key
 
 
 def sign(key: bytes, event_id: str, timestamp: int, body: bytes) -> str:

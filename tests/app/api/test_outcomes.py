@@ -10,7 +10,6 @@ from app.backends.base import Answer, Arm
 from app.backends.fake import fake_prediction
 from app.errors import PROBLEM_JSON
 from app.rollout.dispatch import Served
-from app.rollout.experiment import Experiment
 from app.rollout.experiment_log import FILE_NAME
 from tests.app.under_test import NOW, GatewayUnderTest
 
@@ -21,7 +20,7 @@ NOTHING = {"accepted": 0, "unknown": 0, "duplicate": 0}
 
 def log_requests(gateway: GatewayUnderTest, *request_ids: str, n: int = 2) -> None:
     """As if an experiment had run."""
-    experiment = next(of for of in gateway.app.state.gateway.services if isinstance(of, Experiment))
+    experiment = gateway.app.state.gateway.experiment
     for request_id in request_ids:
         served = Served(Answer(fake_prediction(n, version="4")), Arm("ray_serve"))
         experiment.record(request_id, "p" * 16, "canary", served)

@@ -38,6 +38,15 @@ def test_a_damaged_state_file_is_one_line_that_names_it(tmp_path: Path) -> None:
     assert_one_plain_line(sluice("serve", "--port", "0", cwd=tmp_path, **environment), EX_CONFIG, "rollout.json")
 
 
+def test_a_damaged_file_of_kills_is_one_line_that_names_it(tmp_path: Path) -> None:
+    state = tmp_path / ".run" / "state"
+    state.mkdir(parents=True)
+    (state / "kill.json").write_text("{")
+    environment = {"GATEWAY_JWT_SECRET": SECRET, "MODEL_REGISTRY_PATH": str(MODELS)}
+    result = sluice("serve", "--port", "0", cwd=tmp_path, **environment)
+    assert_one_plain_line(result, EX_CONFIG, "kill.json", "delete it if nothing is")
+
+
 def test_a_weak_secret_is_refused_and_not_printed(tmp_path: Path) -> None:
     result = sluice("serve", cwd=tmp_path, GATEWAY_JWT_SECRET="hunter2hunter2")
     assert_one_plain_line(result, EX_CONFIG, "32 bytes")

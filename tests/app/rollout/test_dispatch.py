@@ -236,7 +236,7 @@ async def test_a_failing_canary_version_is_made_good_by_the_stable_one_on_the_sa
     rig.stable, rig.canary = (ArmName(backend="ray_serve", version=version) for version in ("1", "2"))
     rig.ray.errors = {"2": ReplicaLost()}
     served = await rig.ask()
-    assert (served.arm, served.fallback, served.side) == (Arm("ray_serve", "1"), "replica-lost", None)
+    assert (served.arm, served.fallback, served.side) == (Arm("ray_serve", "1"), "replica-lost", "canary")
 
 
 async def test_a_principal_or_a_tenant_may_have_a_share_of_its_own(rig: Rig) -> None:

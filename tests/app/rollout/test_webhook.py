@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from app.rollout.webhook import Webhook, read_webhook_secret
+from app.rollout.webhook import Webhook
+from app.secret_files import read_webhook_secret
 
 KEY = bytes(range(32))
 SECRET = b"whsec_" + base64.b64encode(KEY)
