@@ -78,7 +78,7 @@ class Step(_Part):
 
 
 class Freeze(_Part):
-    """A window of the week in which no share grows; rollback is always free.
+    """A window of the week in which no share grows by itself; who promotes by hand, or rolls back, may do so.
 
     Attributes:
         days: On which it holds; of a window over midnight, the days on which it begins.
@@ -145,7 +145,7 @@ class Plan(_Part):
         alpha: Chance, over the whole plan, that a canary which keeps every guard is rolled back all the same.
         shadow: Share of requests that the other arm answers too, unseen by the caller, 0..1.
         experiment: Whether assignments and predictions are kept, to be joined with what the market did.
-        freezes: When no share grows.
+        freezes: When no share grows by itself.
     """
 
     name: Name = "rollout"
