@@ -459,16 +459,42 @@ def test_so_many_addresses_cannot_all_be_proxies(monkeypatch: pytest.MonkeyPatch
         ("GATEWAY_JWT_JWKS_CA_FILE", "GATEWAY_JWT_JWKS_URL"),
         ("GATEWAY_REDIS_CA_FILE", "REDIS_URL"),
         ("GATEWAY_REDIS_PASSWORD_FILE", "REDIS_URL"),
+        ("GATEWAY_WEBHOOK_SECRET_FILE", "GATEWAY_WEBHOOK_URL"),
     ],
 )
 def test_a_file_of_an_url_is_nothing_without_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, url: str
 ) -> None:
-    (file := tmp_path / "file").write_text("canary-77ab")
+    (file := tmp_path / "file").write_text("whsec_" + 32 * "ab")
     file.chmod(0o600)
     monkeypatch.setenv(name, str(file))
     with pytest.raises(ConfigError, match=f"{name} goes with {url}"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "hint"),
+    [
+        ("http://desk.example/hook", None, "GATEWAY_WEBHOOK_URL needs GATEWAY_WEBHOOK_SECRET_FILE"),
+        ("ftp://desk.example/hook", "whsec_" + 32 * "ab", "GATEWAY_WEBHOOK_URL: must begin with http"),
+        ("http://169.254.169.254/latest", "whsec_" + 32 * "ab", "GATEWAY_WEBHOOK_URL: must not be link-local"),
+        ("https://desk.example/hook", "canary-77ab", "GATEWAY_WEBHOOK_SECRET_FILE: a webhook's secret is whsec_"),
+        ("https://desk.example/hook", "whsec_canary77", "GATEWAY_WEBHOOK_SECRET_FILE: a webhook's secret is whsec_"),
+    ],
+)
+def test_a_webhook_that_cannot_be_meant_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, secret: str | None, hint: str
+) -> None:
+    monkeypatch.setenv("GATEWAY_WEBHOOK_URL", url)
+    if secret is not None:
+        (file := tmp_path / "secret").write_text(secret)
+        file.chmod(0o600)
+        monkeypatch.setenv("GATEWAY_WEBHOOK_SECRET_FILE", str(file))
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert hint in str(caught.value)
+    assert "canary" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_secret_of_the_tokens_is_the_key_of_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

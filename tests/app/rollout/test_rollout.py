@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from app.files import locked
-from app.rollout.rollout import NotStored, check_document
+from app.rollout.audit import Change
+from app.rollout.rollout import NotStored, Rollout, check_document
 from app.rollout.state import FileStore, MemoryStore, StateStore, StateUnreadable
-from tests.app.rollout.rollouts import rollout_over, set_share
+from tests.app.rollout.rollouts import record_of, rollout_over, set_share
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -130,6 +131,36 @@ async def test_a_share_that_shrinks_is_in_force_though_the_disk_refused_it_and_t
     with pytest.raises(NotStored):
         await set_share(rollout, 0.0, "ann")
     assert rollout.record.share == 0.0
+
+
+async def test_a_change_is_told_of_though_the_disk_refused_it(tmp_path: Path) -> None:
+    told: list[Change] = []
+    rollout = Rollout(FileStore(tmp_path / "state"), initial=record_of(0.5), announce=told.append)
+    await set_share(rollout, 0.6, "ann")
+    (tmp_path / "state" / "rollout.json").unlink()
+    (tmp_path / "state" / ".lock").unlink(missing_ok=True)
+    (tmp_path / "state").rmdir()
+    with pytest.raises(OSError, match="No such file"):
+        await set_share(rollout, 0.9, "ann")
+    with pytest.raises(NotStored):
+        await set_share(rollout, 0.0, "ben")
+    assert [(change.who, change.action, change.after["share"]) for change in told] == [
+        ("ann", "share", 0.6),
+        ("ben", "share", 0.0),
+    ]
+
+
+async def test_whoever_changes_it_each_record_that_comes_into_force_is_told_of_once() -> None:
+    store, shares = MemoryStore(), list[float]()
+    here = Rollout(store, initial=record_of(1.0), on_record=lambda record: shares.append(record.share))
+    await set_share(here, 0.1)
+    await here.load()
+    there = rollout_over(store)
+    await there.load()
+    await set_share(there, 0.3)
+    await here.load()
+    await here.load()
+    assert shares == [0.1, 0.3]
 
 
 async def test_a_file_of_the_days_of_a_single_share_is_taken_over(tmp_path: Path) -> None:
