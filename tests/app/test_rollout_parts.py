@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,36 @@ async def test_who_chose_a_backend_or_a_version_is_not_compared(gateway: Gateway
     assert (to_backend.status_code, to_version.status_code) == (200, 200)
     assert len(client_calls(gateway.ray_serve)) == 2
     assert await shadowed(gateway) == {}
+
+
+@pytest.mark.parametrize("outcome", ["killed", "leaving"])
+async def test_what_waits_for_the_shadow_is_left_out_when_it_must_end(gateway: GatewayUnderTest, outcome: str) -> None:
+    await start(gateway, 1.0, shadow=1.0)
+    gateway.legacy.gate.clear()
+    under_way = await gateway.predict()
+    await until(lambda: asked_both(gateway, under_way))
+    waiting = await gateway.predict()
+    if outcome == "killed":
+        kill = {"scope": "global", "reason": "halted"}
+        assert (await gateway.client.put("/kill", json=kill, headers=gateway.bearer("admin"))).status_code == 200
+    else:
+        gateway.app.state.gateway.drain.begin()
+    gateway.legacy.gate.set()
+    async with asyncio.timeout(10):
+        while await shadowed(gateway) != {"compared": 1.0, outcome: 1.0}:
+            await asyncio.sleep(0.01)
+    assert not asked_both(gateway, waiting)
+
+
+async def test_the_shadow_rests_while_the_event_loop_is_late(
+    gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.rollout.shadow.MAX_LAG_S", 0.05)
+    await start(gateway, 1.0, shadow=1.0)
+    async with asyncio.timeout(10):
+        while "lag" not in await shadowed(gateway):
+            time.sleep(0.3)  # the very fault
+            await gateway.predict()
 
 
 async def test_the_shadow_ends_with_its_plan(gateway: GatewayUnderTest) -> None:
