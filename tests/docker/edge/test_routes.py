@@ -31,7 +31,11 @@ PUBLIC = {
     "/v2/models/{model}/versions/{version}/ready",
     "/v2/models/{model}/versions/{version}/stats",
 }
-OPERATORS = {"/rollout", "/stats", "/ray-serve/stats", "/docs", "/docs/favicon.png", "/openapi.json"}
+OPERATORS = {
+    *("/rollout", "/rollout/start", "/rollout/pause", "/rollout/resume", "/rollout/promote", "/rollout/rollback"),
+    *("/rollout/outcomes", "/rollout/report", "/kill"),
+    *("/stats", "/ray-serve/stats", "/docs", "/docs/favicon.png", "/openapi.json"),
+}
 INSIDE = {"/metrics"}
 
 
