@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -19,14 +20,16 @@ class GatewayClient:
 
     Args:
         url: Root of the gateway, `http://127.0.0.1:8000`.
-        token: Bearer token.
+        token: Bearer token, or what makes one for each request: no token lives as long as a plan may run.
         timeout_s: Limit of each request, above the gateway's own deadline.
     """
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = 10.0) -> None:
-        self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s, trust_env=False
-        )
+    def __init__(self, url: str, token: str | Callable[[], str], *, timeout_s: float = 10.0) -> None:
+        def sign(request: httpx.Request) -> httpx.Request:
+            request.headers["Authorization"] = f"Bearer {token if isinstance(token, str) else token()}"
+            return request
+
+        self._http = httpx.Client(base_url=url, auth=sign, timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> GatewayClient:
         return self
@@ -55,6 +58,22 @@ class GatewayClient:
         """Give Ray Serve this share of the callers, 0..1."""
         return self._answer("PUT", "/rollout", json={"ray_serve_fraction": fraction})
 
+    def change_share(self, wish: dict[str, Any]) -> dict[str, Any]:
+        """Change a share: one of `ray_serve_fraction`, `share` and `clear`, of an `account` where one is named."""
+        return self._answer("PUT", "/rollout", json=wish)
+
+    def move_rollout(self, move: str, wish: dict[str, Any]) -> dict[str, Any]:
+        """`start`, `pause`, `resume`, `promote` or `rollback`, with what the route takes."""
+        return self._answer("POST", f"/rollout/{move}", json=wish)
+
+    def answering_arms(self) -> set[str]:
+        """Names of the backends that answer, as their last inferences show."""
+        response = self._request("GET", "/health")
+        try:
+            return {row["arm"] for row in response.json()["arms"] if row["status"] in {"healthy", "degraded"}}
+        except (ValueError, KeyError, TypeError):
+            raise GatewayRefused(_problem(response)) from None
+
     def kills(self) -> dict[str, Any]:
         """What is killed, by whom and why."""
         return self._answer("GET", "/kill")
@@ -64,13 +83,16 @@ class GatewayClient:
         return self._answer("PUT", "/kill", json=wish)
 
     def _answer(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, **arguments)
-        except httpx.HTTPError as error:
-            raise GatewayRefused(f"no answer from {self._http.base_url}: {error}") from error
+        response = self._request(method, path, **arguments)
         if response.is_error:
             raise GatewayRefused(_problem(response))
         return dict(response.json())
+
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise GatewayRefused(f"no answer from {self._http.base_url}: {error}") from error
 
 
 def _problem(response: httpx.Response) -> str:

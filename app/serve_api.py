@@ -7,7 +7,7 @@ into what is there, and other people's applications stay as they are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +59,13 @@ class ServeApi:
         """
         self._request("PUT", json=merge(self.instance(), config))
 
+    def delete(self, names: Collection[str]) -> None:
+        """Delete these applications and keep every other one. Raises `DeployFailed`."""
+        instance = self.instance()
+        applications = [config for name, config in declared(instance).items() if name not in names]
+        proxies = {name: instance[name] for name in ("proxy_location",) if instance.get(name)}
+        self._request("PUT", json={**proxies, "applications": applications})
+
     def wait_running(
         self, name: str, *, timeout_s: float, on_progress: Callable[[str], None], clock: Callable[[], float]
     ) -> None:
@@ -105,16 +112,21 @@ class ServeApi:
 def merge(instance: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """The configuration to put: ours, and every declared application of the instance that ours does not name."""
     names = {application["name"] for application in config["applications"]}
-    kept = [
-        application["deployed_app_config"]
-        for name, application in instance.get("applications", {}).items()
-        if name not in names and application.get("deployed_app_config")
-    ]
+    kept = [application for name, application in declared(instance).items() if name not in names]
     merged = {**config, "applications": [*kept, *config["applications"]]}
     if kept and instance.get("proxy_location"):
         # Others may be reached through the cluster's HTTP proxies; ours needs none and is not published by them.
         merged["proxy_location"] = instance["proxy_location"]
     return merged
+
+
+def declared(instance: dict[str, Any]) -> dict[str, Any]:
+    """By name, the applications that a PUT has declared, as it declared them; a PUT leaves all others alone."""
+    return {
+        name: application["deployed_app_config"]
+        for name, application in instance.get("applications", {}).items()
+        if application.get("deployed_app_config")
+    }
 
 
 def _replicas(application: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from app.cli import bench, deploy, doctor, keys, kill, predict, registry, rollout, serve, tokens, training
+from app.cli import bench, deploy, doctor, keys, kill, migrate, predict, registry, rollout, serve, tokens, training
 from app.cli.terminal import EX_CONFIG, fail
 from app.settings import ConfigError
 
@@ -21,6 +21,8 @@ cli.command()(bench.bench)
 cli.command()(deploy.deploy)
 cli.command()(doctor.doctor)
 cli.command()(kill.kill)
+cli.command()(migrate.migrate)
+cli.command()(rollout.rollback)
 cli.add_typer(keys.commands, name="key")
 cli.add_typer(registry.commands, name="registry")
 cli.add_typer(rollout.commands, name="rollout")

@@ -39,7 +39,8 @@ def lacks_identity(settings: Settings) -> bool:
 def gateway_client(settings: Settings, url: str | None, token: str | None, scope: str) -> GatewayClient:
     from app.client import GatewayClient
 
-    return GatewayClient(gateway_url(url), token_for(settings, token, "operator", scope))
+    first = token_for(settings, token, "operator", scope)  # what is wrong with it is told before anything is begun
+    return GatewayClient(gateway_url(url), first if token else lambda: token_for(settings, None, "operator", scope))
 
 
 def gateway_url(url: str | None) -> str:

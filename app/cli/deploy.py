@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.access import client_settings, gateway_client
+from app.cli.options import Device, Engine, Profile, Size, WaitS
 from app.cli.registry import registry_of
 from app.cli.terminal import EX_CONFIG, err, fail
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from serve_app.serve_config import ServedModel
+    from app.backends.base import Arm
+    from serve_app.serve_config import ServedApplication, ServedModel
 
 
 def deploy(
-    profile: Annotated[str, typer.Option(help="Autoscaling profile.")] = "local",
-    size: Annotated[str, typer.Option(help="Size of a replica: small, medium, large or local.")] = "local",
+    profile: Profile = "local",
+    size: Size = "local",
     version: Annotated[str, typer.Option(help="Version or alias.")] = "latest",
-    engine: Annotated[str, typer.Option(help="Engine of the replicas.")] = "torch",
-    device: Annotated[str, typer.Option(help="Device of the replicas: cpu, cuda or cuda:N.")] = "cpu",
+    engine: Engine = "torch",
+    device: Device = "cpu",
     exact: Annotated[bool, typer.Option("--exact", help="Answer bits that do not depend on batch mates.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the Serve configuration, deploy nothing.")] = False,
-    wait_s: Annotated[float, typer.Option(help="How long to wait until it runs.")] = 300.0,
+    wait_s: WaitS = 300.0,
 ) -> None:
     """Put the deployment onto the Ray cluster; other applications there stay as they are."""
+    settings = client_settings()
+    application = served_application(
+        lambda: served_model(settings, version, engine, device, exact), profile=profile, size=size
+    )
+    if dry_run:
+        from serve_app.serve_config import build_config
+
+        print(json.dumps(build_config(application), indent=2))
+        return
+    put_application(settings, application, wait_s)
+
+
+def served_application(serves: Callable[[], ServedModel], **options: str) -> ServedApplication:
+    """The application with its `name`, `profile` and `size`; a fault of them is one line, and ends the command."""
     from pydantic import ValidationError
 
-    from app.serve_api import DeployFailed, ServeApi
     from serve_app.serve_config import ServedApplication, build_config
 
-    settings = client_settings()
     try:
-        application = ServedApplication.model_validate(
-            {"profile": profile, "size": size, "serves": served_model(settings, version, engine, device, exact)}
-        )
+        application = ServedApplication.model_validate({**options, "serves": serves()})
+        build_config(application)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         fail(f"{fault['loc'][-1]}: {fault['msg']}", EX_CONFIG)
-    try:
-        config = build_config(application)
     except ValueError as error:
         fail(str(error), EX_CONFIG)
-    if dry_run:
-        print(json.dumps(config, indent=2))
-        return
+    return application
+
+
+def put_application(settings: Settings, application: ServedApplication, wait_s: float) -> None:
+    """Put it beside what is there, and wait until it runs and no replica is known to refuse its version."""
+    from app.serve_api import DeployFailed, ServeApi
+    from serve_app.serve_config import build_config
+
     _require_loadable(application.serves)
     try:
         with ServeApi(settings.ray_dashboard_url, token=settings.ray_auth_token()) as api:
@@ -58,6 +75,13 @@ def deploy(
     except DeployFailed as error:
         fail(str(error))
     _tell_rejection(settings, application.serves.version)
+
+
+def application_of(arm: Arm) -> str:
+    """The application that answers for an arm on Ray Serve."""
+    from serve_app.contract import APP_NAME
+
+    return f"{APP_NAME}-{arm.version}" if arm.version else APP_NAME
 
 
 def _require_loadable(serves: ServedModel) -> None:
@@ -124,7 +148,7 @@ def served_model(
     """
     from serve_app.serve_config import ServedModel
 
-    version = _known(settings, version)
+    version = known_version(settings, version)
     return ServedModel.model_validate(
         {
             "registry_path": str(settings.registry_path.resolve()),
@@ -139,7 +163,7 @@ def served_model(
     )
 
 
-def _known(settings: Settings, version: str) -> str:
+def known_version(settings: Settings, version: str) -> str:
     from serve_app.registry import RegistryError
     from serve_app.signing import KeyRefused
 

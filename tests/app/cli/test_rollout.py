@@ -1,0 +1,145 @@
+"""`sluice rollout` against a gateway that listens, over fake backends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.cli.rollout import idle_applications
+from app.rollout.plan import Plan
+from tests.app.cli.command import EX_CONFIG
+from tests.app.test_over_sockets import listening
+from tests.app.under_test import GatewayUnderTest, MakeGateway
+
+Sluice = Callable[..., Any]
+
+SLOW_PLAN = """
+name = "slow"
+[[steps]]
+share = 0.05
+hold_s = 3600
+samples = 40
+gate = "manual"
+[[steps]]
+share = 1.0
+"""
+
+
+@pytest.fixture
+async def gateway(make_gateway: MakeGateway) -> AsyncIterator[GatewayUnderTest]:
+    async with make_gateway(ray_serve_fraction=0.0) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def sluice(gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Sluice]:
+    """Runs a command in a thread while the gateway answers in this one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    async with listening(gateway.app) as port:
+        environment = {"SLUICE_TOKEN": gateway.token("ops admin", subject="ann")}
+
+        async def run(*words: str) -> Result:
+            url = [] if "plan" in words else ["--url", f"http://127.0.0.1:{port}"]
+            return await asyncio.to_thread(CliRunner().invoke, cli, [*words, *url], env=environment)
+
+        yield run
+
+
+async def test_a_share_is_set_and_shown_with_who_set_it_and_why(sluice: Sluice) -> None:
+    assert (await sluice("rollout", "set", "0.05", "--reason", "first few")).exit_code == 0
+    shown = (await sluice("rollout", "show")).stdout
+    assert all(words in shown for words in ("ray_serve 5.00%", "legacy 95.00%", "ann on ", "first few"))
+
+
+async def test_an_account_has_a_share_of_its_own_until_it_is_cleared(sluice: Sluice) -> None:
+    assert "tenant:acme 100.00%" in (await sluice("rollout", "set", "1", "--account", "tenant:acme")).stdout
+    document = json.loads((await sluice("rollout", "show", "--json")).stdout)
+    assert (document["share"], document["overrides"]) == (0.0, {"tenant:acme": 1.0})
+    assert "acme" not in (await sluice("rollout", "set", "--account", "tenant:acme", "--clear")).stdout
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("nan",), ("0.5", "--clear"), ("--clear",), ("--clear", "--canary", "--account", "tenant:a"), ("2",)]
+)
+async def test_a_share_that_says_nothing_or_two_things_is_a_fault_of_usage(
+    sluice: Sluice, words: tuple[str, ...]
+) -> None:
+    assert (await sluice("rollout", "set", *words)).exit_code == 2
+
+
+async def test_a_plan_is_started_held_moved_and_rolled_back(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(SLOW_PLAN)
+    shown = (await sluice("rollout", "start", "plan.toml")).stdout
+    assert all(
+        words in shown for words in ("slow", "step 1 of 2, running", "of 3600 s", "0 of 40 samples, then by hand")
+    )
+    assert "paused" in (await sluice("rollout", "pause")).stdout
+    assert "running" in (await sluice("rollout", "resume")).stdout
+    assert "step 2 of 2" in (await sluice("rollout", "promote")).stdout
+    shown = (await sluice("rollout", "rollback", "--reason", "not today")).stdout
+    assert all(words in shown for words in ("rolled back", "ray_serve 0.00%", "not today"))
+
+
+async def test_rollback_is_a_command_of_its_own_too(sluice: Sluice) -> None:
+    await sluice("rollout", "set", "0.5")
+    document = json.loads((await sluice("rollback", "--to", "legacy", "--json")).stdout)
+    assert (document["share"], document["stable"]) == (0.0, "legacy")
+
+
+async def test_what_the_gateway_refuses_is_one_plain_line(sluice: Sluice) -> None:
+    result = await sluice("rollout", "promote")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("sluice: 409 ")
+    assert result.stderr.count("\n") == 1
+
+
+async def test_every_fault_of_a_plan_is_a_line_and_nothing_is_sent(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('nme = "x"\n[[steps]]\nshare = 2\n')
+    result = await sluice("rollout", "start", "bad.toml")
+    assert result.exit_code == EX_CONFIG
+    lines = result.stderr.splitlines()
+    assert any("steps.0.share" in line for line in lines)
+    assert any("nme" in line for line in lines)
+    assert all(line.startswith("sluice: bad.toml: ") for line in lines)
+    assert json.loads((await sluice("rollout", "show", "--json")).stdout)["run"] is None
+
+
+@pytest.mark.parametrize("content", [b"steps = ", b"\xff", b"#" * 20_000, None])
+async def test_a_file_that_is_no_plan_is_one_plain_line(sluice: Sluice, tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "plan.toml").write_bytes(content)
+    result = await sluice("rollout", "start", "plan.toml")
+    assert result.exit_code == EX_CONFIG
+    assert result.stderr.startswith("sluice: plan.toml: ")
+    assert result.stderr.count("\n") == 1
+
+
+async def test_the_printed_plan_is_the_default_one_in_both_formats(sluice: Sluice) -> None:
+    assert Plan.model_validate(tomllib.loads((await sluice("rollout", "plan")).stdout)) == Plan()
+    assert Plan.model_validate(json.loads((await sluice("rollout", "plan", "--json")).stdout)) == Plan()
+
+
+OURS = ["cnn_lstm_predictor", "cnn_lstm_predictor-4"]
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "idle"),
+    [
+        ("legacy", "ray_serve", OURS),
+        ("ray_serve", "ray_serve@4", OURS[1:]),
+        ("ray_serve@4", "ray_serve", []),
+        ("ray_serve", "legacy", []),
+    ],
+)
+def test_only_applications_of_ours_that_serve_nobody_are_deleted(stable: str, canary: str, idle: list[str]) -> None:
+    assert idle_applications({"stable": stable, "canary": canary}, ["theirs", "cnn_lstm", *OURS]) == idle
