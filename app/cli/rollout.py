@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from math import isnan
 from typing import Annotated, Any, Literal
 
 import typer
@@ -46,7 +47,7 @@ def rollout_set(
     as_json: AsJson = False,
 ) -> None:
     """Change a share; 0 sends everybody back to legacy. A plan that is being run stops, unless it is an account's."""
-    if clear == (fraction is not None) or fraction != fraction:
+    if clear == (fraction is not None) or (fraction is not None and isnan(fraction)):
         fail("give a share, or --clear", _USAGE)
     if clear and (account is None or canary):
         fail("--clear needs an --account and no --canary", _USAGE)
@@ -132,12 +133,12 @@ def _print_rollout(document: dict[str, Any], as_json: bool) -> None:
 
 def _delete_idle(document: dict[str, Any], yes: bool, moved_at: float) -> None:
     """Delete what serves nobody, once every gateway has heard that it serves nobody."""
-    from app.serve_api import DeployFailed, ServeApi
+    from app.serve_api import DeployFailed, ServeApi, declared
 
     settings = client_settings()
     try:
         with ServeApi(settings.ray_dashboard_url, token=settings.ray_auth_token()) as api:
-            names = idle_applications(document, api.instance().get("applications", {}))
+            names = idle_applications(document, declared(api.instance()))
             if not names:
                 err.print("nothing to delete: no application of ours is idle")
                 return
@@ -147,7 +148,7 @@ def _delete_idle(document: dict[str, Any], yes: bool, moved_at: float) -> None:
             api.delete(names)
     except DeployFailed as error:
         fail(str(error))
-    err.print(f"deleted {', '.join(names)}; other applications stay", markup=False)
+    err.print(f"Ray Serve deletes {', '.join(names)}; every other one stays", markup=False)
 
 
 def idle_applications(document: dict[str, Any], applications: Iterable[str]) -> list[str]:

@@ -1,4 +1,6 @@
-from app.serve_api import merge
+import pytest
+
+from app.serve_api import ServeApi, merge
 from serve_app.serve_config import ServedApplication, build_config
 
 
@@ -41,3 +43,15 @@ def test_proxies_that_others_are_reached_through_stay_up() -> None:
 
 def test_an_application_that_was_never_declared_is_not_put() -> None:
     assert names(merge(instance(imperative=None), build_config(ServedApplication()))) == ["cnn_lstm_predictor"]
+
+
+def test_deleting_ours_puts_everybody_elses_as_they_were_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {"name": "theirs", "import_path": "their.module:app", "route_prefix": "/theirs"}
+    ours = {"name": "cnn_lstm_predictor", "import_path": "ours:app"}
+    there = instance(theirs=theirs, cnn_lstm_predictor=ours, imperative=None)
+    put: list[tuple[str, object]] = []
+    monkeypatch.setattr(ServeApi, "instance", lambda _: there)
+    monkeypatch.setattr(ServeApi, "_request", lambda _, method, json: put.append((method, json)))
+    with ServeApi("http://127.0.0.1:9") as api:
+        api.delete(["cnn_lstm_predictor"])
+    assert put == [("PUT", {"proxy_location": "EveryNode", "applications": [theirs]})]

@@ -143,3 +143,49 @@ OURS = ["cnn_lstm_predictor", "cnn_lstm_predictor-4"]
 )
 def test_only_applications_of_ours_that_serve_nobody_are_deleted(stable: str, canary: str, idle: list[str]) -> None:
     assert idle_applications({"stable": stable, "canary": canary}, ["theirs", "cnn_lstm", *OURS]) == idle
+
+
+class Cluster:
+    """Stands for Ray's dashboard: what it serves, and what of it is deleted."""
+
+    deleted: list[str]
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def instance(self) -> dict[str, Any]:
+        return {"applications": {name: {"deployed_app_config": {"name": name}} for name in ["theirs", *OURS]}}
+
+    def delete(self, names: list[str]) -> None:
+        type(self).deleted += names
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> type[Cluster]:
+    monkeypatch.setattr("app.serve_api.ServeApi", Cluster)
+    monkeypatch.setattr("app.cli.rollout._SEEN_EVERYWHERE_S", 0.0)
+    Cluster.deleted = []
+    return Cluster
+
+
+async def test_our_applications_are_deleted_only_when_that_is_said_twice(
+    sluice: Sluice, cluster: type[Cluster]
+) -> None:
+    assert (await sluice("rollback")).exit_code == 0
+    result = await sluice("rollback", "--delete")  # standard input is no terminal: nobody can be asked
+    assert (result.exit_code, cluster.deleted) == (1, [])
+    assert "nothing was deleted" in result.stderr
+    result = await sluice("rollback", "--delete", "--yes")
+    assert (result.exit_code, cluster.deleted) == (0, OURS)
+    assert "every other one stays" in result.stderr
+
+
+async def test_nothing_is_deleted_where_the_share_could_not_be_taken_back(
+    sluice: Sluice, cluster: type[Cluster]
+) -> None:
+    assert (await sluice("rollback", "--delete", "--yes", "--token", "nobody")).exit_code == 1
+    assert cluster.deleted == []
