@@ -1,4 +1,4 @@
-"""What the page for operators shows is what the code takes: its plan, every setting, metric and action of the log."""
+"""What the page for operators shows is what the code takes: its plan, every command, setting, metric and action."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
 from pydantic import BaseModel
 
+from app.cli import cli
 from app.observability.metrics import Metrics
 from app.rollout.audit import ACTIONS
 from app.rollout.plan import DEFAULT_GUARDS, ArmName, Freeze, Guard, Plan, Signal, Step
@@ -65,3 +67,21 @@ def test_settings_and_metrics_of_the_page_exist() -> None:
 
     assert set(re.findall(r"\bGATEWAY_[A-Z_]+", PAGE)) <= known
     assert [name for name in re.findall(r"\bgateway_[a-z_]+", PAGE) if f"# TYPE {name} " not in shown] == []
+
+
+def test_commands_of_the_page_exist() -> None:
+    lines = set(re.findall(r"(?:^    |`|\$\()sluice ([a-z]+(?: [a-z]+)?)", PAGE, re.MULTILINE))
+
+    assert len(lines) > 10
+    assert [line for line in lines if not is_command(line.split())] == []
+
+
+def is_command(words: list[str]) -> bool:
+    """Whether the words name a command, all of them or those before its arguments."""
+    command: Any = typer.main.get_command(cli)
+    for word in words:
+        subcommands = getattr(command, "commands", None)
+        if subcommands is None:
+            return True
+        command = subcommands.get(word)
+    return command is not None
