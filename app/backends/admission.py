@@ -60,7 +60,15 @@ class Admission:
         self._max_wait_s = max_wait_s
 
     def refuse_overload(
-        self, n_windows: int, budget_s: float, *, ahead: int, queued: int, flying: int, slots: int
+        self,
+        n_windows: int,
+        budget_s: float,
+        *,
+        ahead: int,
+        queued: int,
+        flying: int,
+        slots: int,
+        is_last_resort: bool = False,
     ) -> None:
         """Raise `Overloaded` for a call that the queue has no room for, or no time.
 
@@ -70,6 +78,8 @@ class Admission:
             ahead: Windows that go before it, of `queued` that wait.
             flying: Windows under way.
             slots: Groups that may be under way at a time.
+            is_last_resort: Another arm has failed the call; when an arm fails, all that it held comes here at once, and
+                is no overload.
         """
         room = self._max_queued_windows
         if ahead + n_windows > room or queued + n_windows > 2 * room:
@@ -78,7 +88,8 @@ class Admission:
         if ahead:
             s_per_window = self._pace.s_per_window
             wait_s = s_per_window * ahead
-            if wait_s > self.longest_wait_s(slots) or wait_s + s_per_window * flying > budget_s:
+            longest_s = self._max_wait_s if is_last_resort else self.longest_wait_s(slots)
+            if wait_s > longest_s or wait_s + s_per_window * flying > budget_s:
                 raise Overloaded("the wait would be too long")
 
     def longest_wait_s(self, slots: int) -> float:

@@ -55,6 +55,7 @@ class Call:
         version: The model version that must answer, None for the backend's default.
         trace: W3C `traceparent` of the request, or None.
         has_fallback: Another arm answers where this one fails: failing soon is better then than trying for long.
+        is_fallback: Another arm has failed it already: it may wait as long as there is time, rather than be refused.
     """
 
     windows: FloatArray
@@ -65,6 +66,7 @@ class Call:
     version: str | None = None
     trace: str | None = None
     has_fallback: bool = False
+    is_fallback: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,7 @@ class Coalescer:
             queued=self._queue.n_windows,
             flying=self._flying_windows,
             slots=self.max_in_flight,
+            is_last_resort=call.is_fallback,
         )
         caller = _Caller(call, now, self._max_group_windows)
         for part in caller.parts:

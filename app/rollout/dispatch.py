@@ -138,7 +138,8 @@ class Dispatcher:
         except ServingError as error:
             if self._clock() >= call.deadline:
                 raise
-            return Served(await self._ask(route.spare, call), route.spare, fallback=error.code, side=route.side)
+            rescued = replace(call, is_fallback=True)
+            return Served(await self._ask(route.spare, rescued), route.spare, fallback=error.code, side=route.side)
 
     def versions(self) -> list[str]:
         """Model versions that some arm serves now, sorted."""

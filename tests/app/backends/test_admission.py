@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from app.backends.admission import SHORT_WAIT_S, Admission, Pace
@@ -43,6 +45,15 @@ def test_the_slowest_backend_has_the_longest_wait_of_the_setting() -> None:
     assert longest_queue(admission(0.1), slots=1) == 5
     assert longest_queue(admission(0.1, max_wait_s=0.25), slots=1) == 2
     assert longest_queue(admission(0.001, max_wait_s=0.05), slots=1) == 50
+
+
+@pytest.mark.parametrize(("ahead", "is_let_in"), [(50, True), (51, False)])
+def test_what_another_arm_has_failed_may_wait_as_long_as_the_setting_allows(ahead: int, is_let_in: bool) -> None:
+    refused = pytest.raises(Overloaded) if not is_let_in else contextlib.nullcontext()
+    with refused:
+        admission(0.01, max_wait_s=0.5).refuse_overload(
+            1, 2.0, ahead=ahead, queued=ahead, flying=0, slots=1, is_last_resort=True
+        )
 
 
 def test_a_burst_of_a_quick_backend_is_no_overload() -> None:
