@@ -52,11 +52,13 @@ class Progress(NamedTuple):
 
     @property
     def lacks_callers(self) -> bool:
-        return self.phase == "running" and self.needed > 0 and not self.samples and self.held_s >= _PATIENCE_S
+        is_silent = self.phase == "running" and not self.samples and self.held_s >= _PATIENCE_S
+        return is_silent and self.needed > 0 and self.share < 1
 
     def line(self) -> str:
         """All of it but the guards in one line."""
-        text = f"step {self.step} of {self.steps}, {self.phase.replace('_', ' ')}: {self.share:.4g} of the callers"
+        phase = self.phase.replace("_", " ")
+        text = f"step {self.step} of {self.steps}, {phase}: {100 * self.share:.4g} % of the callers"
         if not self.active:
             return text
         gate = ", then by hand" if self.manual else ""
