@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli import cli, terminal
 from app.cli.rollout import idle_applications
 from app.rollout.plan import Plan
 from tests.app.cli.command import EX_CONFIG
@@ -44,7 +44,7 @@ async def gateway(make_gateway: MakeGateway) -> AsyncIterator[GatewayUnderTest]:
 async def sluice(gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Sluice]:
     """Runs a command in a thread while the gateway answers in this one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.out, "width", 200)  # its width is as it was when it was imported
     async with listening(gateway.app) as port:
         environment = {"SLUICE_TOKEN": gateway.token("ops admin", subject="ann")}
 
