@@ -2,7 +2,7 @@
 
 A third sends headers that never end, a third bodies that never end, a third asks much and reads almost nothing. Who
 loses the connection makes a new one at once. They come from many loopback addresses, so that no cap on one of them
-makes the attack smaller. A line on standard output tells once a second how many connections are held, and when: by
+makes the attack smaller, and not all in one moment: what many machines do has no common clock. A line on standard output tells once a second how many connections are held, and when: by
 the monotonic clock, which is the same for all processes.
 """
 
@@ -24,6 +24,7 @@ from tests.docker.edge.process import HOST
 
 _PER_ADDRESS = 16
 _PAUSE_S = 1.0
+_RAMP_S = 5.0  # within which the first connections are made; the edge ends a header that is not whole after as long
 _N_WINDOWS = 8
 _READ_BYTES = 16
 
@@ -54,15 +55,16 @@ class SlowClients:
     async def run(self) -> None:
         kinds = itertools.cycle((self._drip_headers, self._drip_body, self._read_slowly))
         async with asyncio.TaskGroup() as group:
-            for number, act in zip(range(self._attack.n_connections), kinds, strict=False):
-                group.create_task(self._hold(source_of(number), act))
+            for number, act in zip(range(n := self._attack.n_connections), kinds, strict=False):
+                group.create_task(self._hold(source_of(number), act, after_s=_RAMP_S * number / n))
             while True:
                 await asyncio.sleep(1)
                 print(json.dumps({"at": time.monotonic(), "held": self.n_held, "lost": self.n_lost}), flush=True)
 
     async def _hold(
-        self, source: str, act: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+        self, source: str, act: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], after_s: float
     ) -> None:
+        await asyncio.sleep(after_s)
         while True:
             with contextlib.suppress(OSError):
                 reader, writer = await self._connect(source)

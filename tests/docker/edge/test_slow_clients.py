@@ -89,7 +89,7 @@ def slow_clients(edge: EdgeProcess, gateway: GatewayProcess, n: int) -> Iterator
     attack = Attack(edge.port, str(edge.folder / "ca.crt"), gateway.headers(subject="slow")["Authorization"], n)
     process = subprocess.Popen(
         # They are elsewhere in earnest: what they cost to imitate is not to be taken from the edge and the gateway.
-        ["nice", "-n", "19", sys.executable, "-m", "tests.docker.edge.slow_clients"],
+        ["chrt", "--idle", "0", sys.executable, "-m", "tests.docker.edge.slow_clients"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
