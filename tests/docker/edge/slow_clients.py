@@ -2,8 +2,9 @@
 
 A third sends headers that never end, a third bodies that never end, a third asks much and reads almost nothing. Who
 loses the connection makes a new one at once. They come from many loopback addresses, so that no cap on one of them
-makes the attack smaller, and not all in one moment: what many machines do has no common clock. A line on standard output tells once a second how many connections are held, and when: by
-the monotonic clock, which is the same for all processes.
+makes the attack smaller, and not all in one moment: what many machines do has no common clock. A line on standard
+output tells once a second how many connections are held, and when: by the monotonic clock, which is the same for all
+processes.
 """
 
 from __future__ import annotations
