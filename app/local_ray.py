@@ -64,7 +64,7 @@ class LocalRay:
         self.token_file.write_text(secrets.token_hex(32))
         self._num_cpus = num_cpus
         self._extra_environment = dict(environment or {})
-        self._ports = _free_ports(7)
+        self._ports = free_ports(7)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -160,7 +160,7 @@ class LocalRay:
             return False
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now; all are held until the last is known, so that they differ.
 
     Ray binds some of them seconds later. They are taken from between Ray's own worker ports and the range that the

@@ -179,7 +179,7 @@ def _shadow(
         books=metrics.rollout,
         # Who asked and for what symbol is not known of a call any more: what was asked for before a narrower kill may
         # be compared for two seconds more, and nobody is told an answer.
-        is_killed=lambda _: kills.scope_killed(model, "", None) is not None,
+        is_killed=lambda _: kills.scope_killed(model, (), None) is not None,
         is_leaving=is_leaving,
         clock=clock,
     )

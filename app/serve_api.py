@@ -66,6 +66,28 @@ class ServeApi:
         proxies = {name: instance[name] for name in ("proxy_location",) if instance.get(name)}
         self._request("PUT", json={**proxies, "applications": applications})
 
+    def wait_gone(self, names: Collection[str], *, timeout_s: float, clock: Callable[[], float]) -> list[str]:
+        """Wait until none of these applications is left; replicas answer what they have taken before they end.
+
+        Args:
+            names: The applications.
+            timeout_s: How long to wait.
+            clock: Monotonic seconds.
+
+        Returns:
+            Those that are still there.
+
+        Raises:
+            DeployFailed: The dashboard is not there.
+        """
+        deadline = clock() + timeout_s
+        while True:
+            applications = self.instance().get("applications", {})
+            left = [name for name in names if name in applications]
+            if not left or clock() > deadline:
+                return left
+            time.sleep(0.5)
+
     def wait_running(
         self, name: str, *, timeout_s: float, on_progress: Callable[[str], None], clock: Callable[[], float]
     ) -> None:

@@ -243,7 +243,7 @@ class HotPath:
     def _refuse_if_killed(self, principal: Principal, wish: Wish) -> int:
         """The epoch in which the request is not killed. Raises `Killed`."""
         kills = self._kills
-        if kills.is_thrown and (scope := kills.scope_killed(self._model, principal.account, wish.symbol)):
+        if kills.is_thrown and (scope := kills.scope_killed(self._model, principal.accounts, wish.symbol)):
             self._metrics.changes.count_killed(scope)
             raise Killed(scope)
         return kills.epoch

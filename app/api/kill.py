@@ -24,7 +24,11 @@ class NewKill(BaseModel):
 
     scope: Annotated[Scope, Field(description="What kind of name it is.")]
     name: Annotated[
-        str, Field(max_length=300, description="A model, sub:NAME or tenant:NAME, a symbol tag; none for global.")
+        str,
+        Field(
+            max_length=300,
+            description="A model; sub:NAME, sub:TENANT/NAME or tenant:NAME; a symbol tag; none for global.",
+        ),
     ] = ""
     killed: Annotated[bool, Field(description="False lifts it.")] = True
     reason: Annotated[str, Field(min_length=1, max_length=MAX_REASON_CHARS, description="Why; for operators alone.")]

@@ -17,6 +17,7 @@ from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.backends.base import Arm
+    from app.client import GatewayClient
     from serve_app.serve_config import ServedApplication, ServedModel
 
 
@@ -41,6 +42,7 @@ def deploy(
         print(json.dumps(build_config(application), indent=2))
         return
     put_application(settings, application, wait_s)
+    _ask_for_rejections(settings, application.serves.version)
 
 
 def served_application(serves: Callable[[], ServedModel], **options: str) -> ServedApplication:
@@ -61,7 +63,7 @@ def served_application(serves: Callable[[], ServedModel], **options: str) -> Ser
 
 
 def put_application(settings: Settings, application: ServedApplication, wait_s: float) -> None:
-    """Put it beside what is there, and wait until it runs and no replica is known to refuse its version."""
+    """Put it beside what is there, and wait until it runs."""
     from app.serve_api import DeployFailed, ServeApi
     from serve_app.serve_config import build_config
 
@@ -74,7 +76,6 @@ def put_application(settings: Settings, application: ServedApplication, wait_s: 
             api.wait_running(application.name, timeout_s=wait_s, on_progress=err.print, clock=time.monotonic)
     except DeployFailed as error:
         fail(str(error))
-    _tell_rejection(settings, application.serves.version)
 
 
 def application_of(arm: Arm) -> str:
@@ -122,16 +123,21 @@ def _standby(running: dict[str, Any], serves: ServedModel) -> str | None:
     return None
 
 
-def _tell_rejection(settings: Settings, version: str) -> None:
-    """Fail where the gateway that is here knows of replicas that refused the version: Serve does not tell."""
-    from app.client import GatewayRefused
-
+def _ask_for_rejections(settings: Settings, version: str) -> None:
+    """Fail where the gateway that is here knows of replicas that refused the version."""
     if settings.jwt_secret is None and settings.jwt_secret_file is None:
         err.print("no JWT secret here: the gateway was not asked whether replicas refused the version")
         return
+    with gateway_client(settings, None, None, "ops") as gateway:
+        require_taken(gateway, version)
+
+
+def require_taken(gateway: GatewayClient, version: str) -> None:
+    """Fail where the gateway knows of replicas that refused the version: Serve does not tell."""
+    from app.client import GatewayRefused
+
     try:
-        with gateway_client(settings, None, None, "ops") as gateway:
-            rejected = gateway.ray_serve_stats()["rejected"]
+        rejected = gateway.ray_serve_stats()["rejected"]
     except (GatewayRefused, KeyError):
         return  # there is none, or it has no Ray
     for row in rejected:

@@ -19,7 +19,9 @@ _USAGE = 2
 def kill(
     everything: Annotated[bool, typer.Option("--global", help="All predictions.")] = False,
     model: Annotated[str | None, typer.Option(help="Those of a model.")] = None,
-    principal: Annotated[str | None, typer.Option(help="Those of an account: sub:NAME or tenant:NAME.")] = None,
+    principal: Annotated[
+        str | None, typer.Option(help="Those of an account: sub:NAME, sub:TENANT/NAME or tenant:NAME.")
+    ] = None,
     symbol: Annotated[str | None, typer.Option(help="Those whose X-Symbol says so.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; kept, and shown to operators.")] = None,
     lift: Annotated[bool, typer.Option("--lift", help="Answer them again.")] = False,

@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from app.cli.access import client_settings, gateway_client
-from app.cli.deploy import application_of, known_version, put_application, served_application, served_model
+from app.cli.deploy import (
+    application_of,
+    known_version,
+    put_application,
+    require_taken,
+    served_application,
+    served_model,
+)
 from app.cli.options import Device, Engine, PlanFile, Profile, Reason, Size, Token, Url, WaitS
 from app.cli.terminal import err, fail, out, told
 from app.settings import Settings
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from app.cli.rollout_view import Progress
     from app.client import GatewayClient
     from app.rollout.plan import Plan
+    from app.rollout.record import Record
 
 _USAGE = 2
 _INTERRUPTED = 130  # as a shell says of a command that SIGINT ended
@@ -52,13 +61,19 @@ def migrate(
     from app.cli.plans import plan_document, read_plan
 
     settings = client_settings()
-    whole = _between_versions(settings, read_plan(plan), version)
-    canary = whole.canary.arm()
+    wanted = read_plan(plan)
     with gateway_client(settings, url, token, "ops admin") as gateway:
-        _require_nothing_runs(told(gateway.rollout))
+        document = told(gateway.rollout)
+        _require_nothing_runs(document)
+        whole = _between_versions(settings, wanted, version, _arms_in(document))
+        canary = whole.canary.arm()
+        _require_way_up(document, whole)
+        served = None
         if not no_deploy:
-            _deploy(settings, canary, wait_s, profile=profile, size=size, engine=engine, device=device)
+            served = _deploy(settings, canary, wait_s, profile=profile, size=size, engine=engine, device=device)
         _await_ready(gateway, canary, wait_s)
+        if served is not None:
+            require_taken(gateway, served)
         begun = told(lambda: gateway.move_rollout("start", {"plan": plan_document(whole), "reason": reason}))
         try:
             end = _watch(gateway, begun)
@@ -68,16 +83,18 @@ def migrate(
     _tell_end(end, begun["run"]["id"])
 
 
-def _between_versions(settings: Settings, plan: Plan, version: str | None) -> Plan:
-    """The plan with its arms; an alias is pinned to the version that it stands for now."""
+def _between_versions(settings: Settings, plan: Plan, version: str | None, record: Record) -> Plan:
+    """The plan with its arms: from what serves now; an alias is pinned to the version that it stands for now."""
     from app.rollout.plan import ArmName
 
     if version is None:
         return plan
     if plan.model_fields_set & {"stable", "canary"}:
         fail("the plan names its arms: give no --version", _USAGE)
+    serving = record.canary if record.share == 1.0 else record.stable
+    stable = serving if serving.backend == "ray_serve" else ArmName(backend="ray_serve")
     canary = ArmName(backend="ray_serve", version=known_version(settings, version))
-    return plan.model_copy(update={"stable": ArmName(backend="ray_serve"), "canary": canary})
+    return plan.model_copy(update={"stable": stable, "canary": canary})
 
 
 def _require_nothing_runs(document: dict[str, Any]) -> None:
@@ -88,8 +105,46 @@ def _require_nothing_runs(document: dict[str, Any]) -> None:
         fail(f"the plan {run['plan']['name']} is {run['phase']}: let it end, or roll it back")
 
 
-def _deploy(settings: Settings, canary: Arm, wait_s: float, *, engine: str, device: str, **options: str) -> None:
-    """Put what the canary answers with; what else is there stays as it is."""
+def _require_way_up(document: dict[str, Any], plan: Plan) -> None:
+    """Refuse, before anything is deployed, a plan that cannot begin or has nobody left to move.
+
+    A new gateway gives Ray Serve everybody: what is deployed then has them all at once.
+    """
+    from app.rollout.moves import MoveRefused, present_share
+
+    try:
+        share = present_share(_arms_in(document), plan)
+    except MoveRefused as refused:
+        fail(str(refused))
+    last, canary = plan.steps[-1].share, plan.canary.arm()
+    if share >= last > 0:
+        words = "set 0 --canary" if plan.stable.backend == plan.canary.backend else "set 0"
+        fail(
+            f"{canary} has {100 * share:.4g} % of the callers already, and the plan ends with {100 * last:.4g} %: "
+            f"`sluice rollout {words}` first, or `sluice deploy` if all at once is wanted"
+        )
+    if share > plan.steps[0].share:
+        err.print(
+            f"{canary} has {100 * share:.4g} % of the callers already: the steps below are left out", markup=False
+        )
+
+
+def _arms_in(document: dict[str, Any]) -> Record:
+    """Of what is in force who gets which arm."""
+    from app.backends.base import Arm
+    from app.rollout.plan import ArmName
+    from app.rollout.record import Record
+
+    stable, canary = (
+        ArmName.model_validate({"backend": arm.backend, "version": arm.version})
+        for arm in (Arm.parse(document["stable"]), Arm.parse(document["canary"]))
+    )
+    changed = {name: document[name] for name in ("changed_at", "changed_by")}
+    return Record(share=document["share"], stable=stable, canary=canary, **changed)
+
+
+def _deploy(settings: Settings, canary: Arm, wait_s: float, *, engine: str, device: str, **options: str) -> str:
+    """Put what the canary answers with, and give its version; what else is there stays as it is."""
     if canary.backend != "ray_serve":
         fail(f"{canary} is not on Ray Serve: say --no-deploy", _USAGE)
     application = served_application(
@@ -98,6 +153,7 @@ def _deploy(settings: Settings, canary: Arm, wait_s: float, *, engine: str, devi
         **options,
     )
     put_application(settings, application, wait_s)
+    return application.serves.version
 
 
 def _await_ready(gateway: GatewayClient, canary: Arm, wait_s: float) -> None:
@@ -122,7 +178,7 @@ def _is_ready(gateway: GatewayClient, canary: Arm) -> bool:
 def _watch(gateway: GatewayClient, document: dict[str, Any]) -> dict[str, Any]:
     """Show how far the plan is until it has ended or another one is run; gives what is in force then."""
     run_id = document["run"]["id"]
-    screen: Screen | Lines = Screen() if out.is_terminal else Lines(out.print, time.monotonic)
+    screen: Screen | Lines = Screen(out) if out.is_terminal else Lines(out.print, time.monotonic)
     with screen:
         while True:
             stands = _progress(document, time.time())
@@ -156,10 +212,11 @@ def _look(gateway: GatewayClient) -> dict[str, Any]:
 
 
 class Screen:
-    """Progress that stands still on a terminal and changes."""
+    """Progress that stands still on a terminal and changes; steps that are passed stay above it."""
 
-    def __init__(self) -> None:
-        self._live = Live(console=out, auto_refresh=False, transient=True)
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._seen: Progress | None = None
 
     def __enter__(self) -> None:
         self._live.start()
@@ -168,9 +225,16 @@ class Screen:
         self._live.stop()
 
     def show(self, stands: Progress) -> None:
-        parts = [Text(f"[{_bar(stands.share)}] {stands.line()}")]
-        parts += [Text(f"  {sentence}", style="dim") for sentence in stands.guards]
-        self._live.update(Group(*parts), refresh=True)
+        if self._seen is not None and self._seen.step < stands.step:
+            passed = (
+                f"step {self._seen.step} of {self._seen.steps} passed: {100 * self._seen.share:.4g} % of the callers"
+            )
+            self._live.console.print(Text(passed))
+        self._seen = stands
+        rows = [(_bar(stands.share), Text(stands.line()))]
+        guards = [sentence.partition(": ") for sentence in stands.guards]
+        found = [(f"  {signal}", Text(sentence, style="dim")) for signal, _, sentence in guards]
+        self._live.update(Group(_columns(rows), _columns(found)), refresh=True)
 
 
 class Lines:
@@ -194,9 +258,18 @@ class Lines:
         self._write(Text(stands.line()), soft_wrap=True)
 
 
+def _columns(rows: list[tuple[str, Text]]) -> Table:
+    """Long texts go on below themselves."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    for name, text in rows:
+        table.add_row(Text(name), text)
+    return table
+
+
 def _bar(share: float) -> str:
-    filled = round(20 * share)
-    return "#" * filled + "." * (20 - filled)
+    filled = round(10 * share)
+    return f"[{'#' * filled}{'.' * (10 - filled)}]"
 
 
 def _tell_end(document: dict[str, Any], run_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from math import isnan
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from app.cli.rollout_report import rollout_report
 from app.cli.terminal import err, fail, out, told
 
 _USAGE = 2
+_DELETED_S = 60.0  # replicas answer what they have taken, for up to 10 s, before they end
 _SEEN_EVERYWHERE_S = 1.0  # in which every worker of every gateway has heard of a share
 
 commands = typer.Typer(no_args_is_help=True, help="Whom the canary answers, and the plan by which it gets more.")
@@ -138,7 +139,7 @@ def _delete_idle(document: dict[str, Any], yes: bool, moved_at: float) -> None:
     settings = client_settings()
     try:
         with ServeApi(settings.ray_dashboard_url, token=settings.ray_auth_token()) as api:
-            names = idle_applications(document, declared(api.instance()))
+            names = idle_applications(document, our_applications(declared(api.instance())))
             if not names:
                 err.print("nothing to delete: no application of ours is idle")
                 return
@@ -146,17 +147,34 @@ def _delete_idle(document: dict[str, Any], yes: bool, moved_at: float) -> None:
                 _ask(names)
             time.sleep(max(0.0, moved_at + _SEEN_EVERYWHERE_S - time.monotonic()))
             api.delete(names)
+            left = api.wait_gone(names, timeout_s=_DELETED_S, clock=time.monotonic)
     except DeployFailed as error:
         fail(str(error))
-    err.print(f"Ray Serve deletes {', '.join(names)}; every other one stays", markup=False)
+    if left:
+        fail(f"Ray Serve is still deleting {', '.join(left)} after {_DELETED_S:.0f} s; every other one stays")
+    err.print(f"{', '.join(names)} deleted on Ray Serve; every other one stays", markup=False)
 
 
-def idle_applications(document: dict[str, Any], applications: Iterable[str]) -> list[str]:
-    """Names of our applications to which the stable arm sends nobody."""
-    from app.backends.base import Arm
+def our_applications(declared: Mapping[str, Any]) -> list[str]:
+    """Names of the applications that are ours: somebody else's may begin as ours do.
+
+    Args:
+        declared: Configurations by name, as they were declared.
+    """
     from serve_app.contract import APP_NAME
+    from serve_app.serve_config import IMPORT_PATH
 
-    ours = [name for name in applications if name == APP_NAME or name.startswith(f"{APP_NAME}-")]
+    return [
+        name
+        for name, config in declared.items()
+        if (name == APP_NAME or name.startswith(f"{APP_NAME}-")) and config.get("import_path") == IMPORT_PATH
+    ]
+
+
+def idle_applications(document: dict[str, Any], ours: list[str]) -> list[str]:
+    """Those of our applications to which the stable arm sends nobody."""
+    from app.backends.base import Arm
+
     if Arm.parse(document["stable"]).backend == "legacy":
         return ours
     # A version of the stable arm may be the default application's, so only the canary's own is certain to be idle.

@@ -13,7 +13,9 @@ T = TypeVar("T")
 
 EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration
 
-out = Console()
+_UNFOLDED = 10_000  # columns: what another program reads is not folded
+
+out = Console(width=None if sys.stdout.isatty() else _UNFOLDED)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 

@@ -89,7 +89,8 @@ class Change:
         after: JSON-ready, what is in force from now on.
         why: The reason that was given, or that the gateway found; 256 characters are kept, as of `who`.
         evidence: JSON-ready, what the decision was made by; left out where it makes the record too long.
-        once: Names the change where several workers may tell of it: it is recorded once among the last thousand.
+        once: Names the change where several workers may tell of it. That it was `seen` is recorded once among the last
+            thousand, and not where who made it was quicker; who made it records it in any case, with its evidence.
     """
 
     who: str
@@ -99,6 +100,11 @@ class Change:
     why: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     once: str | None = None
+
+    @property
+    def is_hearsay(self) -> bool:
+        """Whether it was made elsewhere, and only seen here."""
+        return self.action == "seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +326,7 @@ class AuditLog:
                 if rest and self._is_whole(rest):
                     file.write(b"\n")
                     rest = self._catch_up(file)
-                if change.once is not None and _text(change.once) in self._chain.keys:
+                if change.is_hearsay and change.once is not None and _text(change.once) in self._chain.keys:
                     return
                 self._write(file, rest, change, at)
         except ChainBroken as broken:

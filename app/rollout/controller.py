@@ -104,7 +104,7 @@ class Course:
         if epoch != self.epoch:
             self.epoch, self.seen, self.samples = epoch, Evidence(), 0
         if any(total[name] < self.seen[name] for name in self.seen):
-            self.seen = Evidence()  # the pool has begun anew: a restart of what held it
+            self.seen = total  # what held the pool came back without what it was told last: some may be in twice
         batch = total.since(self.seen)
         self.judge.see(batch)
         self.samples += batch["canary_requests"]
@@ -196,10 +196,10 @@ class Controller:
         self._course.see(run.epoch, await self._pool.total(run.epoch))
         now = self._wall_clock()
         decision = decide(record, self._course.judge.verdicts(), self._course.samples, now)
+        if decision is not None:
+            await self._do(decision, record, now)  # before anything that a slow disk may hold up
         if decision is not None or now - self._kept_at >= _KEEP_PERIOD_S or now < self._kept_at:
             await self._keep(now)
-        if decision is not None:
-            await self._do(decision, record, now)
 
     async def _rest(self) -> None:
         if self._holding:
@@ -251,3 +251,5 @@ class Controller:
                 await self.tick()
             except (EvidenceAway, StateAway, StateConflict, StateUnreadable, MoveRefused, NotStored, OSError) as error:
                 _LOGGER.warning("the plan stands still: %s: %s", type(error).__name__, error)
+            except Exception:
+                _LOGGER.exception("the plan stands still, for a reason that was not foreseen")

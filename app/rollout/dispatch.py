@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -180,7 +181,7 @@ class Dispatcher:
         names = self.arms_serving(version)
         if version is not None:
             wanted = [Arm(arm.backend, version) for arm in wanted]
-        arm, *others = dict.fromkeys(arm for arm in wanted if arm.backend in names)
+        arm, *others = dict.fromkeys(arm for arm in wanted if arm.backend in names) or [wanted[0]]
         has_spares = side == "canary" or arm.backend != LEGACY
         spares = tuple(other for other in others if has_spares and other != record.arm("canary"))
         return Choice(arm, side if arm == record.arm(side) else None, spares)
@@ -201,11 +202,30 @@ class Dispatcher:
             answer = await self._ask(route.arm, call)
         except InvalidWindows:
             raise
-        except ServingError as error:
-            self._tell_failure(route.side, error, self._clock() - began)
+        except asyncio.CancelledError:
+            if self._is_in_force(route, route.side):
+                self._tell_leaving(route.side, began, call.deadline)
             raise
-        self._witness.count_answer(route.side, self._clock() - began)
+        except ServingError as error:
+            if self._is_in_force(route, route.side):
+                self._tell_failure(route.side, error, self._clock() - began)
+            raise
+        if self._is_in_force(route, route.side):
+            self._witness.count_answer(route.side, self._clock() - began)
         return answer
+
+    def _is_in_force(self, route: Route, side: Side) -> bool:
+        """Whether the side is still this arm's: what one arm did late says nothing of the arm that followed it."""
+        record = self._record()
+        return record is self._routed or record.arm(side) == route.arm
+
+    def _tell_leaving(self, side: Side, began: float, deadline: float) -> None:
+        """Nobody waits any more: who left early waited so long at least, and a deadline was missed."""
+        now = self._clock()
+        if now >= deadline and now - began >= FAIR_BUDGET_S:
+            self._witness.count_failure(side)
+        else:
+            self._witness.count_answer(side, now - began)
 
     def _tell_failure(self, side: Side, error: ServingError, seconds: float) -> None:
         if isinstance(error, DeadlineExceeded) and seconds < FAIR_BUDGET_S:

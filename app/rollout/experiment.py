@@ -30,6 +30,7 @@ Loss = Literal["queue-full", "locked", "disk", "unforeseen"]
 
 MAX_QUEUED_WINDOWS = 20_000
 _PERIOD_S = 0.25
+_PRUNE_LOOKS = 240  # once a minute
 _STOP_TIMEOUT_S = 5.0
 _LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
@@ -108,9 +109,20 @@ class Experiment:
         finally:
             self._written_windows += sum(len(assignment.prediction) for assignment in batch)
 
+    def prune(self) -> None:
+        """Drop what has become too old, also when no experiment is made any more; by the thread."""
+        try:
+            self.log.prune()
+        except Exception as error:
+            _LOGGER.warning("what is too old stays in the experiment's log for now: %s", error)
+
     def _write_until_stopped(self) -> None:
+        looks = 0
         while not self._stopping.wait(_PERIOD_S):
             self.write()
+            if looks % _PRUNE_LOOKS == 0:
+                self.prune()
+            looks += 1
         self.write()
         self.log.close()
 

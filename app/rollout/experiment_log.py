@@ -175,6 +175,11 @@ class AssignmentLog:
             self.close()  # a file that was taken away or damaged is opened anew
             raise
 
+    def prune(self) -> None:
+        """Drop what is too old though nothing new comes; by the writing thread. Raises as `append`."""
+        if self._path.exists():
+            self.append(())
+
     def close(self) -> None:
         """End writing; by the writing thread, or after it."""
         if self._writer is not None:
@@ -236,7 +241,7 @@ class AssignmentLog:
         first, last = connection.execute("SELECT min(id), max(id) FROM requests").fetchone()
         if first is None:
             return
-        limit = first if first_kept is None else first_kept
+        limit = last + 1 if first_kept is None else first_kept
         if _size_bytes(connection) > self._max_bytes:
             limit = max(limit, first + (last - first) // 20 + 1)
         connection.execute("DELETE FROM requests WHERE id < ?", (min(limit, first + _MAX_PRUNED),))

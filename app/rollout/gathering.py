@@ -142,6 +142,8 @@ class Gatherer:
                 await self.send()
             except EvidenceAway as away:
                 _LOGGER.debug("evidence was not sent: %s", away)
+            except Exception:
+                _LOGGER.exception("evidence was not sent, for a reason that was not foreseen")
 
 
 def _key(epoch: str) -> str:

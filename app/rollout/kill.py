@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -119,12 +119,12 @@ class KillSwitch:
         if self._shared is not None:
             await self._shared.close()
 
-    def scope_killed(self, model: str, account: str, symbol: str | None) -> Scope | None:
+    def scope_killed(self, model: str, accounts: Collection[str], symbol: str | None) -> Scope | None:
         """The widest scope in which a request is killed, None where it is not.
 
         Args:
             model: That it asks for.
-            account: `Principal.account` of who asks.
+            accounts: `Principal.accounts` of who asks.
             symbol: Its tag, None where it has none.
         """
         now = self._in_force
@@ -134,7 +134,7 @@ class KillSwitch:
             return "global"
         if model in now.models:
             return "model"
-        if account in now.principals:
+        if not now.principals.isdisjoint(accounts):
             return "principal"
         return "symbol" if symbol in now.symbols else None
 

@@ -40,7 +40,7 @@ class KillFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._spare = path.with_name(f".{path.name}.spare")
-        self._seen: bytes | None = b""  # which no table is
+        self._seen: object = object()  # nothing yet; not b"" either, to which a file may be cut
 
     def look(self) -> Kills | None:
         """The table, empty where there is no file; None where it is the one that was found before.

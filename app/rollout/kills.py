@@ -20,6 +20,7 @@ MAX_KILLS = 1000
 MAX_TABLE_BYTES = 4 << 20
 MAX_REASON_CHARS = 200
 KEEP_LIFTED_S = 7 * 86_400.0
+_LIFTED_AT_LEAST = 100
 
 _NAMES: Mapping[Scope, re.Pattern[str]] = {
     "global": re.compile(""),
@@ -49,7 +50,7 @@ class Entry:
 
     Attributes:
         scope: What kind of name it is.
-        name: A model's, an account (`sub:NAME` or `tenant:NAME`), a symbol tag; empty for `global`.
+        name: A model's, an account (`sub:NAME`, `sub:TENANT/NAME` or `tenant:NAME`), a symbol tag; empty for `global`.
         killed: Whether it is killed, or lifted.
         actor: Subject of who said so, 1 to 255 printable characters.
         reason: Why, 1 to 200 printable characters.
@@ -80,9 +81,9 @@ class Entry:
         return Key(self.scope, self.name)
 
     @property
-    def weight(self) -> tuple[float, str, bool]:
+    def weight(self) -> tuple[float, bool, str, str]:
         """Of two entries of one name the one of more weight counts: the later, and a kill rather than a lift."""
-        return self.at, self.actor, self.killed
+        return self.at, self.killed, self.actor, self.reason
 
 
 class Kills:
@@ -141,8 +142,8 @@ class Kills:
         table = Kills((*self, *other))
         recent = [entry for entry in table.lifted() if entry.at > now_s - KEEP_LIFTED_S]
         killed = table.killed()
-        room = max(0, MAX_KILLS - len(killed))
-        return Kills((*killed, *recent[max(0, len(recent) - room) :]))
+        room = max(_LIFTED_AT_LEAST, MAX_KILLS - len(killed))  # or a full table's kills could never be lifted
+        return Kills((*killed, *recent[-room:]))
 
 
 def format_kills(kills: Kills) -> bytes:

@@ -10,7 +10,7 @@ A start, a promotion and every step of the plan make the canary's share greater;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from app.rollout.plan import ArmName, Plan, Step
@@ -54,15 +54,20 @@ def start(record: Record, plan: Plan, run_id: str, by: By) -> Record:
     """Begin a plan at the first step whose share is not below the present one.
 
     Raises:
-        MoveRefused: A plan is being run; its stable arm is not the one that serves; it ends below the present share.
+        MoveRefused: A plan is being run; its stable arm is not the one that serves; it ends below the present share;
+            accounts have shares of their own of other arms.
     """
     if record.run is not None and record.run.active:
         raise MoveRefused(f"the plan {record.run.plan.name} is {record.run.phase}: let it end, or roll it back")
-    share = _share_of(record, plan)
+    share = present_share(record, plan)
     step = next((i for i, step in enumerate(plan.steps) if step.share >= share), None)
     if step is None:
         raise MoveRefused(f"the canary has a share of {share:g} already, more than the last step's")
-    run = Run(id=run_id, plan=plan, phase="running", step=step, since=by.at, good=share)
+    if record.overrides and (plan.stable, plan.canary) != (record.stable, record.canary):
+        raise MoveRefused(f"shares of single accounts are of other arms, clear them first: {_some(record.overrides)}")
+    # A share at which the plan begins anew is none that it has seen to be good: then nobody is what it goes back to.
+    good = share if share < plan.steps[step].share else 0.0
+    run = Run(id=run_id, plan=plan, phase="running", step=step, since=by.at, good=good)
     return _next(record, by, share=plan.steps[step].share, stable=plan.stable, canary=plan.canary, run=run)
 
 
@@ -107,13 +112,29 @@ def breach(record: Record, by: By, findings: Sequence[str]) -> Record:
 
 def roll_back(record: Record, by: By) -> Record:
     """Nobody on the canary any more, whatever is being run. Always possible; shares of single principals go too."""
-    return _next(record, by, share=0.0, overrides={}, run=_ended(record.run, "rolled_back"))
+    run = _ended(record.run, "rolled_back")
+    if run is not None and run.phase == "done":
+        run = _in_phase(run, "rolled_back")  # it is undone
+    return _next(record, by, share=0.0, overrides={}, run=run)
 
 
 def roll_back_to_legacy(record: Record, by: By) -> Record:
     """Everybody on legacy, whatever the arms were: the way back from Ray Serve."""
     arms = {"stable": ArmName(backend="legacy"), "canary": ArmName(backend="ray_serve")}
     return roll_back(record, by).model_copy(update=arms)
+
+
+def present_share(record: Record, plan: Plan) -> float:
+    """The share that the plan's canary has now. Raises `MoveRefused` where its stable arm is not who serves."""
+    if _names(plan.stable, record.stable) and plan.canary == record.canary:
+        return record.share
+    serving = record.canary if record.share == 1.0 else record.stable
+    if record.share not in (0.0, 1.0) or not _names(plan.stable, serving):
+        raise MoveRefused(
+            f"{record.canary.arm()} has a share of {record.share:g} and {record.stable.arm()} the rest: "
+            f"a plan from {plan.stable.arm()} to {plan.canary.arm()} cannot begin there"
+        )
+    return 0.0
 
 
 def step_in_force(record: Record) -> Step:
@@ -129,27 +150,26 @@ def plan_in_force(record: Record) -> Plan:
 
 def grows(old: Record, new: Record) -> bool:
     """Whether the change moves anybody to a canary, so that it may wait for a better moment."""
+    if new.share == 0 and not any(new.overrides.values()):
+        return False  # nobody is on it, whichever it is
     same_arms = (old.stable, old.canary) == (new.stable, new.canary)
-    overrides = any(share > old.overrides.get(account, 0.0) for account, share in new.overrides.items())
-    return not same_arms or new.share > old.share or overrides
+    accounts = old.overrides.keys() | new.overrides.keys()
+    return (
+        not same_arms
+        or new.share > old.share
+        or any(new.share_of((account,)) > old.share_of((account,)) for account in accounts)
+    )
 
 
-def _share_of(record: Record, plan: Plan) -> float:
-    """The share that the plan's canary has now. Raises `MoveRefused` where its stable arm is not who serves."""
-    if _same(plan.stable, record.stable) and _same(plan.canary, record.canary):
-        return record.share
-    serving = record.canary if record.share == 1.0 else record.stable
-    if record.share not in (0.0, 1.0) or not _same(plan.stable, serving):
-        raise MoveRefused(
-            f"{record.canary.arm()} has a share of {record.share:g} and {record.stable.arm()} the rest: "
-            f"a plan from {plan.stable.arm()} to {plan.canary.arm()} cannot begin there"
-        )
-    return 0.0
+def _names(arm: ArmName, serving: ArmName) -> bool:
+    """Whether the arm is the one that serves; it may name the version of one that serves whichever it has."""
+    return arm == serving or (arm.backend == serving.backend and serving.version is None)
 
 
-def _same(one: ArmName, other: ArmName) -> bool:
-    """An arm without a version is whichever its backend serves by default, so it may be any of them."""
-    return one.backend == other.backend and (one.version == other.version or None in (one.version, other.version))
+def _some(accounts: Iterable[str]) -> str:
+    """The first few of them."""
+    first, *others = sorted(accounts)
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _active(record: Record) -> Run:

@@ -101,6 +101,14 @@ class Freeze(_Part):
             raise ValueError("no such time zone") from None
         return zone
 
+    @model_validator(mode="after")
+    def _is_a_window(self) -> Self:
+        if self.begin.tzinfo is not None or self.end.tzinfo is not None:
+            raise ValueError("begin and end are local times of the zone: give them no offset")
+        if self.begin == self.end:
+            raise ValueError("begin and end are the same: such a window holds never")
+        return self
+
     def holds(self, now_s: float) -> bool:
         """Whether it holds at `now_s` seconds since the epoch."""
         now = datetime.fromtimestamp(now_s, ZoneInfo(self.zone))
@@ -124,12 +132,14 @@ class ArmName(_Part):
 DEFAULT_STEPS = tuple(Step(share=share) for share in (0.01, 0.05, 0.25, 0.5, 1.0))
 
 # What any rollout must keep. A model's invalid answers are promised below one in a thousand. The canary may take a
-# fifth or 5 ms longer than the stable arm. As a tenth of that arm's answers take longer than its p90, a quarter more
-# than a tenth of the canary's may take longer than p90 and what is forgiven.
+# fifth or 20 ms longer than the stable arm: on two busy cores the way to Ray Serve is 4 ms longer at the median and 8
+# at p90 than that to a model in the gateway's own process, and with 5 ms sound migrations were ended. As a tenth of the
+# stable arm's answers take longer than its p90, a quarter more than a tenth of the canary's may take longer than p90
+# and what is forgiven.
 DEFAULT_GUARDS = (
     Guard(signal="errors", ratio=1.0, slack=0.002),
     Guard(signal="invalid", ratio=0.0, slack=0.001),
-    Guard(signal="slow", ratio=1.25, slack=0.01, stretch=1.2, allowance_s=0.005),
+    Guard(signal="slow", ratio=1.25, slack=0.01, stretch=1.2, allowance_s=0.02),
 )
 
 

@@ -17,7 +17,7 @@ MAX_OVERRIDES = 1000
 MAX_REASON_CHARS = 500
 
 # Whose share is set apart: a principal's account or a tenant, as `Principal` writes them.
-Account = Annotated[str, Field(min_length=1, max_length=300)]
+Account = Annotated[str, Field(max_length=300, pattern=r"^(sub|tenant):[^\x00-\x1f\x7f]+$")]
 Reason = Annotated[str, Field(max_length=MAX_REASON_CHARS)]
 
 # `running` goes on by itself; `waiting` stands before a manual gate; the last three are ends.

@@ -172,6 +172,8 @@ class Rollout:
                 await self.load()
             except (StateAway, StateUnreadable, OSError) as error:  # the record stays as it is
                 _LOGGER.debug("the rollout's state was not read: %s", error)
+            except Exception:
+                _LOGGER.exception("the rollout's state was not read, for a reason that was not foreseen")
 
 
 def _change(action: Action, old: Record, new: Record, evidence: Mapping[str, Any], version: int) -> Change:

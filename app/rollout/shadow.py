@@ -3,7 +3,8 @@
     answer sent ─► offer ─ chosen? ─► waiting (bounded) ─► one group at a time ─► other arm ─► compare ─► evidence
 
 Nothing here makes a caller wait. An offer is taken once the answer has left; at most one group of shadow calls is
-under way, so that a live call finds at most one in front of it; and the shadow rests while the event loop is late,
+under way, so that a live call finds at most one in front of it; a group is gathered for a while, because a model takes
+for many windows together a fraction of what it takes for each alone; and the shadow rests while the event loop is late,
 the gateway is leaving, or the other arm keeps calls waiting. What it leaves out is counted, by reason: comparisons are
 of the quieter moments.
 
@@ -28,6 +29,7 @@ import time
 from binascii import crc32
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -46,6 +48,9 @@ Outcome = Literal[
 
 MAX_WAITING_WINDOWS = 1024  # 12 MB of windows
 GROUP_WINDOWS = 32  # as many as the coalescers send at once
+# A group is sent once so much waits, or has waited so long.
+GATHER_WINDOWS = 16
+GATHER_S = 0.5
 TIMEOUT_S = 2.0
 MAX_LAG_S = 0.02
 # A call that had to wait so long for its slot found the arm busy; the arm is then left alone for a while.
@@ -106,6 +111,7 @@ class Shadow:
         books: Counts.
         is_killed: Whether the kill switch stops this call.
         is_leaving: Whether the gateway is about to end.
+        gather_s: How long a group that is not full is waited for.
         clock: Monotonic seconds, the clock of `Call.deadline`.
     """
 
@@ -117,6 +123,7 @@ class Shadow:
         books: Books,
         is_killed: Callable[[Call], bool] = lambda call: False,
         is_leaving: Callable[[], bool] = lambda: False,
+        gather_s: float = GATHER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backends = backends
@@ -124,10 +131,12 @@ class Shadow:
         self._books = books
         self._is_killed = is_killed
         self._is_leaving = is_leaving
+        self._gather_s = gather_s
         self._clock = clock
         self._setup: Setup | None = None
         self._waiting: deque[_Offer] = deque()
         self._waiting_windows = 0
+        self._is_gathered = asyncio.Event()
         self._busy_until: dict[str, float] = {}
         self._lag_s = 0.0
         self._worker: asyncio.Task[None] | None = None
@@ -171,6 +180,8 @@ class Shadow:
         else:
             self._waiting.append(_Offer(setup, call, served.answer, side, now))
             self._waiting_windows += len(call.windows)
+            if self._waiting_windows >= GATHER_WINDOWS:
+                self._is_gathered.set()
             if self._worker is None or self._worker.done():
                 self._worker = asyncio.create_task(self._work())
 
@@ -179,19 +190,29 @@ class Shadow:
         self._waiting_windows = 0
 
     async def _work(self) -> None:
-        """Send what waits, one group after the other."""
+        """Send what waits, one group after the other, each group's first call alone: its latency is a call's own."""
         while self._waiting:
-            offers = self._take()
-            if sent := [offer for offer in offers if self._may_send(offer)]:
-                await asyncio.gather(*(self._ask(offer) for offer in sent))
-            else:
+            await self._gather()
+            sent = [offer for offer in self._take() if self._may_send(offer)]
+            if not sent:
                 await asyncio.sleep(0)  # live calls first, however much there is to drop
+                continue
+            await self._ask(sent[0], alone=True)
+            await asyncio.gather(*(self._ask(offer) for offer in sent[1:]))
+
+    async def _gather(self) -> None:
+        """Wait until enough has come, or long enough."""
+        if self._waiting_windows < GATHER_WINDOWS:
+            self._is_gathered.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._gather_s):
+                    await self._is_gathered.wait()
 
     def _take(self) -> list[_Offer]:
         """The next group: offers in their order, as many as fit, or one that is too large."""
-        offers = [self._pop()]
-        room = GROUP_WINDOWS - len(offers[0].call.windows)
-        while self._waiting and len(self._waiting[0].call.windows) <= room:
+        offers: list[_Offer] = []
+        room = GROUP_WINDOWS
+        while self._waiting and (not offers or len(self._waiting[0].call.windows) <= room):
             offers.append(self._pop())
             room -= len(offers[-1].call.windows)
         return offers
@@ -221,8 +242,8 @@ class Shadow:
         )
         return next((reason for reason, holds in obstacles if holds), None)
 
-    async def _ask(self, offer: _Offer) -> None:
-        """Have the other arm answer too, and count how far the two are apart."""
+    async def _ask(self, offer: _Offer, *, alone: bool = False) -> None:
+        """Have the other arm answer too, and count how far the two are apart; how long both took if it is `alone`."""
         arm = offer.setup.arm(_OTHER[offer.side])
         call = replace(
             offer.call, version=arm.version, deadline=self._clock() + TIMEOUT_S, principal="shadow", has_fallback=False
@@ -242,6 +263,9 @@ class Shadow:
         if arm.version not in (None, answer.prediction.model_version):
             self._books.count("other-version")
             return
+        if alone:
+            self._books.observe_latency(offer.side, _seconds(offer.answer))
+            self._books.observe_latency(_OTHER[offer.side], _seconds(answer))
         self._note(offer, answer)
 
     def _note(self, offer: _Offer, answer: Answer) -> None:
@@ -249,14 +273,17 @@ class Shadow:
         comparison = compare(answers["stable"].prediction, answers["canary"].prediction)
         self._books.count("compared")
         self._books.observe_distances(comparison.distance)
-        for side, of_side in answers.items():
-            self._books.observe_latency(side, sum(of_side.stages_ms.values()) / 1e3)
         add_to(offer.setup.evidence, comparison)
 
     def _note_queue(self, backend: str, answer: Answer, now: float) -> None:
         """An answer that waited for its slot says that others wait there too: a shadow call would be one more."""
         if answer.stages_ms.get("queue", 0.0) > BUSY_QUEUE_MS:
             self._busy_until[backend] = now + BUSY_REST_S
+
+
+def _seconds(answer: Answer) -> float:
+    """How long the arm took, all stages together."""
+    return sum(answer.stages_ms.values()) / 1e3
 
 
 def position(request_id: str) -> float:

@@ -55,3 +55,13 @@ def test_deleting_ours_puts_everybody_elses_as_they_were_declared(monkeypatch: p
     with ServeApi("http://127.0.0.1:9") as api:
         api.delete(["cnn_lstm_predictor"])
     assert put == [("PUT", {"proxy_location": "EveryNode", "applications": [theirs]})]
+
+
+def test_what_is_deleted_is_waited_for_until_it_is_gone_or_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [instance(theirs={}, ours={}), instance(theirs={})]
+    monkeypatch.setattr(ServeApi, "instance", lambda _: there.pop(0) if len(there) > 1 else there[0])
+    monkeypatch.setattr("app.serve_api.time.sleep", lambda _: None)
+    clock = iter(range(100))
+    with ServeApi("http://127.0.0.1:9") as api:
+        assert api.wait_gone(["ours"], timeout_s=10, clock=lambda: float(next(clock))) == []
+        assert api.wait_gone(["ours", "theirs"], timeout_s=10, clock=lambda: float(next(clock))) == ["theirs"]

@@ -55,6 +55,14 @@ async def test_a_tenants_kill_holds_for_all_of_its_subjects(gateway: GatewayUnde
         assert response.status_code == status
 
 
+async def test_one_subject_of_a_tenant_is_killed_and_its_colleagues_are_not(gateway: GatewayUnderTest) -> None:
+    await kill(gateway, "principal", "sub:fund/a")
+    for subject, tenant, status in (("a", "fund", 503), ("b", "fund", 200), ("a", None, 200)):
+        headers = {"Content-Type": "application/octet-stream", **gateway.bearer("predict", subject, tenant)}
+        response = await gateway.client.post("/ray-serve/predict", content=some_windows(1).tobytes(), headers=headers)
+        assert response.status_code == status
+
+
 async def test_open_inference_says_it_in_its_own_form(gateway: GatewayUnderTest) -> None:
     await kill(gateway, "global")
     response = await gateway.client.post("/v2/models/cnn_lstm/infer", content=b"{}", headers=gateway.bearer())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.deploy import _standby, _tell_rejection
+from app.cli.deploy import _ask_for_rejections, _standby
 from app.client import GatewayRefused
 from app.settings import Settings
 from serve_app.serve_config import ServedModel
@@ -119,11 +119,11 @@ class Gateway:
 def told_of(
     rejected: list[dict[str, Any]] | None, monkeypatch: pytest.MonkeyPatch, *, jwt_secret: str | None = SECRET
 ) -> int:
-    """The exit code of `_tell_rejection` for version 2, 0 where it says nothing against it."""
+    """The exit code of `_ask_for_rejections` for version 2, 0 where it says nothing against it."""
     monkeypatch.setattr("app.cli.deploy.gateway_client", lambda *_: Gateway(rejected))
     settings = Settings.model_construct(jwt_secret=jwt_secret, jwt_secret_file=None)
     try:
-        _tell_rejection(settings, "2")
+        _ask_for_rejections(settings, "2")
     except SystemExit as end:
         return int(end.code or 0)
     return 0

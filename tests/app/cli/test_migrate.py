@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from app.backends.base import Arm
 from app.cli import migrate
-from app.cli.migrate import Lines
+from app.cli.migrate import Lines, Screen
 from app.cli.rollout_view import progress
-from app.client import GatewayRefused
+from app.client import GatewayClient, GatewayRefused
 from app.rollout.moves import By, breach, start
 from app.rollout.plan import Plan
 from app.rollout.record import Record
@@ -74,10 +76,50 @@ async def test_nothing_is_deployed_or_begun_while_a_plan_is_run(sluice: Sluice, 
     assert (result.exit_code, result.stderr) == (1, "sluice: the plan slow is running: let it end, or roll it back\n")
 
 
+@pytest.mark.parametrize(("share", "last"), [("1", "100"), ("0.6", "50")])
+async def test_nothing_is_deployed_for_a_plan_that_has_nobody_left_to_move(
+    sluice: Sluice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: str, last: str
+) -> None:
+    monkeypatch.setattr(migrate, "_deploy", forbidden)
+    (tmp_path / "plan.toml").write_text(f"[[steps]]\nshare = 0.01\n[[steps]]\nshare = {float(last) / 100}\n")
+    await sluice("rollout", "set", share)
+    result = await sluice("migrate", "plan.toml")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"sluice: ray_serve has {100 * float(share):g} % of the callers already, and the plan ends with {last} %: "
+        "`sluice rollout set 0` first, or `sluice deploy` if all at once is wanted\n"
+    )
+
+
+async def test_nothing_is_deployed_for_a_plan_from_an_arm_that_does_not_serve(
+    sluice: Sluice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "_deploy", forbidden)
+    (tmp_path / "plan.toml").write_text(
+        'stable = { backend = "ray_serve" }\ncanary = { backend = "ray_serve", version = "2" }'
+    )
+    result = await sluice("migrate", "plan.toml")
+    assert result.exit_code == 1
+    assert "a plan from ray_serve to ray_serve@2 cannot begin there" in result.stderr
+
+
+async def test_a_plan_that_begins_above_its_first_step_says_so(sluice: Sluice, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(QUICK_PLAN)
+    await sluice("rollout", "set", "0.6")
+    result = await sluice("migrate", "plan.toml", "--no-deploy")
+    assert result.exit_code == 0
+    assert "ray_serve has 60 % of the callers already: the steps below are left out\n" in result.stderr
+
+
+def forbidden(*_: object, **__: object) -> None:
+    raise AssertionError("deployed")
+
+
 async def test_no_plan_is_begun_before_the_version_answers(
     sluice: Sluice, gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODEL_REGISTRY_PATH", str(MODELS))
+    await sluice("rollout", "set", "1")
     result = await sluice("migrate", "--no-deploy", "--version", "1", "--wait-s", "0.1")
     assert result.exit_code == 1
     assert "ray_serve@1 did not answer" in result.stderr.replace("\n", " ")
@@ -116,9 +158,26 @@ async def test_a_version_is_put_beside_what_serves_and_an_alias_is_pinned(
 
     monkeypatch.setattr(migrate, "put_application", stop)
     monkeypatch.setenv("MODEL_REGISTRY_PATH", str(MODELS))
+    await sluice("rollout", "set", "1" if "--version" in words else "0")
     assert (await sluice("migrate", *words, "--profile", "trading")).exit_code == 3
     assert (put[0].name, put[0].profile) == (name.format(put[0].serves.version), "trading")
     assert put[0].serves.version.isdecimal()
+
+
+async def test_no_plan_is_begun_where_replicas_refused_what_was_put(
+    sluice: Sluice, gateway: GatewayUnderTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "plan.toml").write_text(QUICK_PLAN)
+    refused = {"version": "1", "replicas": 2, "reason": "artefact-rejected"}
+    monkeypatch.setattr(migrate, "put_application", lambda *_: None)
+    monkeypatch.setattr(GatewayClient, "ray_serve_stats", lambda _: {"rejected": [refused]})
+    monkeypatch.setenv("MODEL_REGISTRY_PATH", str(MODELS))
+    result = await sluice("migrate", "plan.toml")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "sluice: 2 replicas refused version 1 and serve what they had: artefact-rejected"
+    )
+    assert (await gateway.client.get("/rollout", headers=gateway.bearer("ops"))).json()["run"] is None
 
 
 class Gateway:
@@ -184,3 +243,18 @@ def test_lines_for_a_file_are_few() -> None:
     assert len(lines) == 2
     shown.show(stands._replace(phase="paused"))
     assert "paused" in lines[2]
+
+
+def test_a_screen_keeps_each_passed_step_and_a_guard_in_its_column() -> None:
+    guards = [{"signal": "errors", "sentence": "0 of 9 (0 %) of the canary's answers failed: no breach is shown."}]
+    stands = progress(document(running(), epoch="run-1.1", samples=9, guards=guards), NOW + 30)
+    assert stands is not None
+    written = io.StringIO()
+    screen = Screen(Console(file=written, width=48, force_terminal=True, color_system=None))
+    with screen:
+        screen.show(stands)
+        screen.show(stands._replace(step=2, share=0.05))
+    _, last_frame = written.getvalue().split("step 1 of 5 passed: 1 % of the callers\n")
+    guard = last_frame[last_frame.index("  errors") :].splitlines()
+    assert guard[0].startswith("  errors 0 of 9")
+    assert guard[1].startswith(" " * len("  errors ") + "failed")

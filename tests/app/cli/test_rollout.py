@@ -14,8 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from app.cli import cli, terminal
-from app.cli.rollout import idle_applications
+from app.cli.rollout import idle_applications, our_applications
 from app.rollout.plan import Plan
+from serve_app.serve_config import IMPORT_PATH
 from tests.app.cli.command import EX_CONFIG
 from tests.app.test_over_sockets import listening
 from tests.app.under_test import GatewayUnderTest, MakeGateway
@@ -142,13 +143,22 @@ OURS = ["cnn_lstm_predictor", "cnn_lstm_predictor-4"]
     ],
 )
 def test_only_applications_of_ours_that_serve_nobody_are_deleted(stable: str, canary: str, idle: list[str]) -> None:
-    assert idle_applications({"stable": stable, "canary": canary}, ["theirs", "cnn_lstm", *OURS]) == idle
+    assert idle_applications({"stable": stable, "canary": canary}, OURS) == idle
+
+
+def test_applications_are_ours_by_name_and_by_what_they_run() -> None:
+    named = ["theirs", "cnn_lstm", "cnn_lstm_predictors", *OURS]
+    config = {name: {"import_path": IMPORT_PATH} for name in named}
+    assert our_applications(config) == OURS
+    config[OURS[1]] = {"import_path": "their.dashboard:app"}
+    assert our_applications(config) == OURS[:1]
 
 
 class Cluster:
     """Stands for Ray's dashboard: what it serves, and what of it is deleted."""
 
     deleted: list[str]
+    stubborn: list[str]
 
     def __init__(self, *_: object, **__: object) -> None: ...
 
@@ -158,17 +168,21 @@ class Cluster:
     def __exit__(self, *_: object) -> None: ...
 
     def instance(self) -> dict[str, Any]:
-        return {"applications": {name: {"deployed_app_config": {"name": name}} for name in ["theirs", *OURS]}}
+        config = {"import_path": IMPORT_PATH}
+        return {"applications": {name: {"deployed_app_config": config} for name in ["theirs", *OURS]}}
 
     def delete(self, names: list[str]) -> None:
         type(self).deleted += names
+
+    def wait_gone(self, names: list[str], **_: object) -> list[str]:
+        return [name for name in names if name in type(self).stubborn]
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> type[Cluster]:
     monkeypatch.setattr("app.serve_api.ServeApi", Cluster)
     monkeypatch.setattr("app.cli.rollout._SEEN_EVERYWHERE_S", 0.0)
-    Cluster.deleted = []
+    Cluster.deleted, Cluster.stubborn = [], []
     return Cluster
 
 
@@ -181,7 +195,14 @@ async def test_our_applications_are_deleted_only_when_that_is_said_twice(
     assert "nothing was deleted" in result.stderr
     result = await sluice("rollback", "--delete", "--yes")
     assert (result.exit_code, cluster.deleted) == (0, OURS)
-    assert "every other one stays" in result.stderr
+    assert result.stderr == "cnn_lstm_predictor, cnn_lstm_predictor-4 deleted on Ray Serve; every other one stays\n"
+
+
+async def test_what_is_not_gone_in_time_is_told(sluice: Sluice, cluster: type[Cluster]) -> None:
+    cluster.stubborn = OURS[1:]
+    result = await sluice("rollback", "--delete", "--yes")
+    assert result.exit_code == 1
+    assert "Ray Serve is still deleting cnn_lstm_predictor-4 after" in result.stderr
 
 
 async def test_nothing_is_deleted_where_the_share_could_not_be_taken_back(

@@ -33,3 +33,9 @@ def test_help_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     started = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60).returncode == 0
     print(f"imported in {time.monotonic() - started:.2f} s")
+
+
+def test_what_is_piped_is_not_folded() -> None:
+    script = "from app.cli.terminal import out; out.print('word ' * 40)"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert printed.stdout.count("\n") == 1

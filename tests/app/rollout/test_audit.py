@@ -206,9 +206,19 @@ async def test_changes_are_recorded_in_the_order_in_which_they_were_asked_for(pa
 
 async def test_what_several_workers_tell_is_recorded_once(path: Path) -> None:
     for _ in range(3):
-        await AuditLog(path).append(a_change(once="share:7"))
-    await AuditLog(path).append(a_change(once="share:8"))
+        await AuditLog(path).append(a_change(action="seen", once="share:7"))
+    await AuditLog(path).append(a_change(action="seen", once="share:8"))
     assert [record["once"] for record in records(path)] == ["share:7", "share:8"]
+
+
+async def test_who_made_a_change_records_it_though_another_worker_was_quicker_to_see_it(path: Path) -> None:
+    await AuditLog(path).append(a_change(action="seen", once="share:7"))
+    await AuditLog(path).append(a_change(action="rollback", once="share:7", evidence={"p": 0.01}))
+    await AuditLog(path).append(a_change(action="seen", once="share:7"))
+    assert [(record["action"], record["evidence"]) for record in records(path)] == [
+        ("seen", {}),
+        ("rollback", {"p": 0.01}),
+    ]
 
 
 async def test_a_change_that_nobody_waits_for_any_more_is_recorded_whole(path: Path) -> None:

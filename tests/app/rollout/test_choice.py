@@ -1,5 +1,6 @@
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,3 +39,19 @@ def test_another_key_deals_the_callers_anew() -> None:
     sides = [[is_canary(hash_principal(key, caller), 0.5) for caller in callers] for key in (KEY, b"other" * 6)]
     same = sum(a == b for a, b in zip(*sides, strict=True))
     assert 400 < same < 600
+
+
+@pytest.mark.parametrize(
+    ("key", "subject", "principal", "place"),
+    [
+        (bytes(range(32)), "sub:ann", "a653cea112d5cebb", 0.6497162955518753),
+        (bytes(range(32)), "tenant:fünd-a", "5802c5c723398a05", 0.34379230605848055),
+        (b"k" * 16, "sub:ann", "996c42225cfb78ce", 0.599308141126114),
+        (bytes(range(64)), "", "59923de3c050f5ad", 0.34988772211392294),
+    ],
+)
+def test_a_caller_has_the_same_place_in_every_process_and_release(
+    key: bytes, subject: str, principal: str, place: float
+) -> None:
+    assert hash_principal(key, subject) == principal
+    assert position(principal) == place

@@ -15,7 +15,7 @@ from app.rollout.lease import LoneLease
 from app.rollout.moves import By
 from app.rollout.plan import Freeze, Guard, Plan, Step
 from app.rollout.rollout import Rollout
-from app.rollout.state import MemoryStore, StateAway
+from app.rollout.state import MemoryStore, StateAway, StateConflict
 from tests.app.rollout.rollouts import rollout_over
 
 ERRORS = (Guard(signal="errors", ratio=1.0, slack=0.002),)
@@ -164,9 +164,38 @@ async def test_evidence_that_began_anew_is_counted_from_there(rig: Rig) -> None:
     await rig.tick(2)
     rig.pool = LocalPool()  # a restart of what held it
     rig.controller = rig.another()
+    await rig.tick()
     await rig.see("canary", 20)
     await rig.tick(20)
     assert rig.state == (1.0, "running")
+
+
+async def test_what_came_back_as_it_was_earlier_is_not_judged_again(rig: Rig) -> None:
+    await rig.see("canary", 40)
+    await rig.tick(2)
+    rig.pool = LocalPool()  # its last minute is lost, and the rest is there again
+    rig.controller = rig.another()
+    await rig.see("canary", 30)
+    await rig.tick(20)
+    assert rig.state == (0.1, "running")  # 40 were seen, and not 70
+    await rig.see("canary", 10)
+    await rig.tick()
+    assert rig.state == (1.0, "running")
+
+
+async def test_a_breach_is_in_force_before_anything_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(name: str, document: Any, version: int) -> None:
+        if name == DOCUMENT:
+            raise StateConflict("somebody else was quicker")
+        await write(name, document, version)
+
+    write = rig.store.write
+    await rig.see("stable", 500)
+    await rig.see("canary", 0, failed=300)
+    monkeypatch.setattr(rig.store, "write", refuse)
+    with pytest.raises(StateConflict):
+        await rig.tick()
+    assert rig.state == (0.0, "rolled_back")
 
 
 async def test_of_two_controllers_the_one_without_the_lease_does_nothing(rig: Rig) -> None:

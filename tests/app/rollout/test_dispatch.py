@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 
 import numpy as np
@@ -268,3 +269,37 @@ async def test_a_caller_in_a_hurry_that_gives_up_tells_how_slow_the_arm_is_and_n
     rig.ray.error = ERRORS_BY_CODE["deadline-exceeded"]()
     await rig.ask()
     assert (rig.evidence["canary_requests"], rig.evidence["canary_errors"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "counted"),
+    [(0.3, {"canary_requests": 1, "canary_latency_60": 1}), (3.0, {"canary_requests": 1, "canary_errors": 1})],
+)
+async def test_who_left_before_the_answer_waited_so_long_at_least(
+    rig: Rig, waited_s: float, counted: dict[str, int]
+) -> None:
+    rig.ray.gate.clear()
+    asked = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0)
+    rig.now += waited_s
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert rig.evidence.counts == counted
+
+
+async def test_a_plan_between_arms_that_are_not_configured_is_a_clear_refusal() -> None:
+    rig = Rig("ray_serve")
+    rig.stable, rig.canary = ArmName(backend="legacy", version="1"), ArmName(backend="legacy", version="2")
+    with pytest.raises(NotReady):
+        await rig.ask()
+
+
+async def test_what_an_arm_did_late_is_no_evidence_of_the_one_that_followed_it(rig: Rig) -> None:
+    rig.ray.gate.clear()
+    asked = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0)
+    rig.canary = ArmName(backend="ray_serve", version="5")
+    rig.ray.gate.set()
+    await asked
+    assert rig.evidence.counts == {}

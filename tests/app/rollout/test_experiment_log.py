@@ -114,6 +114,18 @@ def test_what_is_too_old_goes_with_its_windows(log: AssignmentLog, clock: FakeCl
     assert cell.n_windows == 1
 
 
+def test_what_is_too_old_goes_though_nothing_new_comes(log: AssignmentLog, clock: FakeClock, tmp_path: Path) -> None:
+    log.prune()
+    assert not (tmp_path / FILE_NAME).exists()
+    log.append([assignment("a"), assignment("b")])
+    clock.now += 14 * DAY_S - 1
+    log.prune()
+    assert request_ids(tmp_path) == ["a", "b"]
+    clock.now += 2
+    log.prune()
+    assert request_ids(tmp_path) == []
+
+
 def test_the_file_stays_within_its_size_and_the_oldest_go_first(tmp_path: Path, clock: FakeClock) -> None:
     log = log_at(tmp_path, clock, max_bytes=200_000)
     for batch in range(100):

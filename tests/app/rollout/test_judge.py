@@ -8,8 +8,8 @@ import pytest
 
 from app.rollout.evidence import LATENCY_BOUNDS_S, Evidence
 from app.rollout.judge import Judge
-from app.rollout.plan import DEFAULT_GUARDS, Guard, Plan
-from benchmarks.rollout_judge.study import SHADOW_GUARDS, shares
+from app.rollout.plan import Guard
+from benchmarks.rollout_judge.study import GUARDS, SHADOW_GUARDS, Kept
 from benchmarks.rollout_judge.traffic import Behaviour, World, faulty, lognormal_buckets, paired_classes
 
 ALPHA = 0.01
@@ -35,12 +35,8 @@ def _outcomes_until_breach(judge: Judge, world: World, share: float, counted: st
     ],
 )
 def test_of_300_rollouts_that_keep_every_guard_hardly_any_is_ended(world: World) -> None:
-    ended = 0
-    for seed in range(100):
-        rng, judge = np.random.default_rng(seed), Judge(DEFAULT_GUARDS, ALPHA)
-        for share in shares(Plan(), 10.0):
-            judge.see(world.draw(rng, share, 10.0))
-        ended += judge.breached
+    study = Kept("", lambda rng: world.draw, runs=100, look_s=10.0)
+    ended = sum(study.run(seed)["judge"] for seed in range(100))
     assert ended <= 4  # of 100 at 1 %, five come by chance once in 300 times
 
 
@@ -55,7 +51,7 @@ def test_of_300_rollouts_that_keep_every_guard_hardly_any_is_ended(world: World)
 )
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_a_fault_breaches_its_guard_within_few_requests(signal: str, world: World, most: int, share: float) -> None:
-    judge = Judge(DEFAULT_GUARDS, ALPHA)
+    judge = Judge(GUARDS, ALPHA)
     n = _outcomes_until_breach(judge, world, share)
     assert n is not None
     assert n <= most + 800  # requests of the look in which it was found
@@ -73,13 +69,13 @@ def test_a_class_chosen_too_often_is_found_in_the_shadow() -> None:
 
 
 def test_a_fault_that_shows_at_full_share_is_judged_by_what_the_stable_arm_did_before() -> None:
-    rng, judge = np.random.default_rng(4), Judge(DEFAULT_GUARDS, ALPHA)
+    rng, judge = np.random.default_rng(4), Judge(GUARDS, ALPHA)
     for _ in range(30):
         judge.see(World().draw(rng, 0.5, 2.0))
     assert not judge.breached
     assert _outcomes_until_breach(judge, faulty(errors=0.05), 1.0) is not None
     slow = faulty(latency=lognormal_buckets(0.040))
-    judge = Judge(DEFAULT_GUARDS, ALPHA)
+    judge = Judge(GUARDS, ALPHA)
     for _ in range(30):
         judge.see(World().draw(rng, 0.5, 2.0))
     assert _outcomes_until_breach(judge, slow, 1.0) is not None
@@ -87,7 +83,7 @@ def test_a_fault_that_shows_at_full_share_is_judged_by_what_the_stable_arm_did_b
 
 @pytest.mark.parametrize("looks", [0, 1, 40])
 def test_another_judge_goes_on_exactly_where_one_ended(looks: int) -> None:
-    guards = (*DEFAULT_GUARDS, *SHADOW_GUARDS)
+    guards = (*GUARDS, *SHADOW_GUARDS)
     rng, world = np.random.default_rng(5), World(canary=Behaviour(errors=0.02), shadow=0.1)
     one = Judge(guards, ALPHA)
     for _ in range(looks):
@@ -102,9 +98,9 @@ def test_another_judge_goes_on_exactly_where_one_ended(looks: int) -> None:
 
 
 def test_a_document_of_other_guards_is_refused() -> None:
-    document = Judge(DEFAULT_GUARDS[:1], ALPHA).to_document()
+    document = Judge(GUARDS[:1], ALPHA).to_document()
     with pytest.raises(KeyError):
-        Judge.from_document(DEFAULT_GUARDS, ALPHA, document)
+        Judge.from_document(GUARDS, ALPHA, document)
 
 
 def test_a_breach_stays_a_breach() -> None:
@@ -136,7 +132,7 @@ def test_a_canary_as_slow_as_is_forgiven_keeps_its_guard_and_one_beyond_does_not
 
 
 def test_verdicts_say_what_was_counted_in_words() -> None:
-    judge = Judge(DEFAULT_GUARDS, ALPHA)
+    judge = Judge(GUARDS, ALPHA)
     assert {verdict.sentence for verdict in judge.verdicts()} == {"The canary has answered nothing yet."}
     counts = {"stable_requests": 1000, "stable_errors": 10, "canary_requests": 100, "canary_errors": 3}
     judge.see(Evidence(counts | {"stable_latency_3": 990, "canary_latency_3": 97}))

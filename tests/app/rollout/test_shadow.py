@@ -17,6 +17,7 @@ from app.rollout.evidence import Evidence, Side
 from app.rollout.shadow import (
     BUSY_QUEUE_MS,
     BUSY_REST_S,
+    GATHER_WINDOWS,
     GROUP_WINDOWS,
     MAX_LAG_S,
     MAX_WAITING_WINDOWS,
@@ -52,7 +53,7 @@ class Recorded:
 class Rig:
     """A shadow over two fake arms, with every string within reach."""
 
-    def __init__(self, *, is_killed: Callable[[Call], bool] = lambda call: False) -> None:
+    def __init__(self, *, is_killed: Callable[[Call], bool] = lambda call: False, gather_s: float = 0.0) -> None:
         self.clock = FakeClock(100.0)
         self.legacy, self.ray_serve = FakeBackend("legacy"), FakeBackend("ray_serve")
         self.books, self.evidence = Recorded(), Evidence()
@@ -63,6 +64,7 @@ class Rig:
             books=self.books,
             is_killed=is_killed,
             is_leaving=lambda: self.is_leaving,
+            gather_s=gather_s,
             clock=self.clock,
         )
         self.configure()
@@ -99,7 +101,6 @@ async def test_the_other_arm_is_asked_and_what_both_say_is_evidence(rig: Rig) ->
     assert rig.evidence["shadow_disagreements"] == 0
     assert rig.books.outcomes == {"compared": 2}
     assert rig.books.distances == [0.0] * 5
-    assert rig.books.latencies["stable"] == [0.005, 0.0]
 
 
 async def test_each_answer_is_counted_for_its_own_side(rig: Rig) -> None:
@@ -140,15 +141,49 @@ def test_the_share_of_request_ids_is_that_of_the_plan() -> None:
         assert abs(chosen - n * share) < 4 * (n * share * (1 - share)) ** 0.5
 
 
-async def test_one_group_is_under_way_at_a_time(rig: Rig) -> None:
+async def test_one_group_is_under_way_at_a_time_and_its_first_call_alone(rig: Rig) -> None:
     rig.ray_serve.gate.clear()
-    for _ in range(3 * GROUP_WINDOWS):
+    for _ in range(2 * GROUP_WINDOWS):
+        rig.offer()
+    asked = []
+    for _ in range(4):
+        await rig.settle()
+        asked.append(len(rig.ray_serve.calls))
+        rig.ray_serve.gate.set()  # for those that wait there now
+        rig.ray_serve.gate.clear()
+    assert asked == [1, GROUP_WINDOWS, GROUP_WINDOWS + 1, 2 * GROUP_WINDOWS]
+
+
+async def test_latencies_are_of_calls_that_went_alone(rig: Rig) -> None:
+    for side in ("stable", "canary", "stable"):
+        rig.offer(side)
+    await rig.settle()
+    assert rig.books.outcomes == {"compared": 3}
+    assert rig.books.latencies == {"stable": [0.005], "canary": [0.0]}
+
+
+async def test_a_group_is_gathered_until_it_is_worth_its_while() -> None:
+    rig = Rig(gather_s=60.0)
+    for _ in range(GATHER_WINDOWS - 1):
         rig.offer()
     await rig.settle()
-    assert len(rig.ray_serve.calls) == GROUP_WINDOWS
-    rig.ray_serve.gate.set()
+    assert not rig.ray_serve.calls
+    rig.offer()
     await rig.settle()
-    assert len(rig.ray_serve.calls) == 3 * GROUP_WINDOWS
+    assert len(rig.ray_serve.calls) == GATHER_WINDOWS
+
+
+async def test_what_is_forgotten_while_a_group_is_gathered_is_not_asked() -> None:
+    rig = Rig(gather_s=60.0)
+    rig.offer()
+    await rig.settle()
+    rig.shadow.configure(None)
+    rig.configure()
+    for _ in range(GATHER_WINDOWS):
+        rig.offer(n=1, request_id="b" * 32)
+    await rig.settle()
+    assert {call.request_id for call in rig.ray_serve.calls} == {"b" * 32}
+    assert rig.books.outcomes == {"compared": GATHER_WINDOWS}
 
 
 async def test_what_may_wait_is_bounded_in_windows(rig: Rig) -> None:
