@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import time
@@ -27,7 +28,7 @@ from app.observability.loop_lag import LoopLag
 from app.rollout.compare import Floats
 from app.rollout.dispatch import Served
 from app.rollout.evidence import Evidence, Side
-from app.rollout.shadow import Outcome, Setup, Shadow
+from app.rollout.shadow import GATHER_S, Outcome, Setup, Shadow
 from benchmarks.request_path import ConstantBackend
 from serve_app.contract import N_FEATURES, N_STEPS, Options
 
@@ -75,6 +76,8 @@ def main() -> None:
 
 async def measure(rounds: int, seconds: float, rate_rps: float) -> dict[str, object]:
     """Rounds without and with the shadow, taking turns, and the median of their ratios."""
+    gc.collect()
+    gc.freeze()  # as the gateway does once it is warm: a full collection with torch imported is a p99 of its own
     pairs = []
     for _ in range(rounds):
         without = await measure_round(0.0, seconds, rate_rps)
@@ -96,6 +99,7 @@ async def measure_round(share: float, seconds: float, rate_rps: float) -> Round:
     begin = time.monotonic()
     dues = [begin + i / rate_rps for i in range(max(1, int(seconds * rate_rps)))]
     latencies_ms = await asyncio.gather(*(_request(stable, shadow, due) for due in dues))
+    await asyncio.sleep(2 * GATHER_S if share else 0.0)  # for the last group
     for service in (lag, shadow, stable, canary):
         await service.stop()
     return Round(float(np.percentile(latencies_ms, 99)), dict(outcomes.counts))

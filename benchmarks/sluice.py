@@ -91,7 +91,7 @@ class GatewayFigures:
 
 def _running(model: Model, port: int, secret: str, gateway: int, ray: int) -> Running:
     token = {"Authorization": f"Bearer {_token(secret, 'predict')}"}
-    operator = {"Authorization": f"Bearer {_token(secret, 'ops')}"}
+    operator = _token(secret, "ops admin")
     native = "/ray-serve/predict"
     return Running(
         port=port,
@@ -104,7 +104,8 @@ def _running(model: Model, port: int, secret: str, gateway: int, ray: int) -> Ru
         },
         roots=(gateway, ray),
         role=lambda pid, command: "gateway" if pid == gateway else _role_of(command),
-        facts=GatewayFigures(port, operator),
+        facts=GatewayFigures(port, {"Authorization": f"Bearer {operator}"}),
+        operator_token=operator,
     )
 
 

@@ -36,6 +36,7 @@ class Running:
         roots: Its processes; everything below them is its own too.
         role: Names what each process is for.
         facts: Counters that it keeps of itself, asked before and after a load; plain values for JSON.
+        operator_token: Bearer token of whoever may change what it does; empty where there is no such thing.
         prepared: Requests that were checked and warmed up, by lane and windows.
     """
 
@@ -44,6 +45,7 @@ class Running:
     roots: tuple[int, ...]
     role: Role
     facts: Callable[[], dict[str, Any]] = field(default=dict)
+    operator_token: str = ""
     prepared: dict[tuple[str, int], Request] = field(default_factory=dict)
 
     def request(self, lane: str, windows: FloatArray) -> Request:

@@ -31,7 +31,8 @@ _INTRODUCTION = """\
 
 The judge of `app/rollout/judge.py`, the very code that runs, is shown counts of drawn traffic: 400 requests a second,
 of which 1 % fail, latency lognormal around 20 ms (standard deviation of its logarithm 0.4), looked at every two
-seconds. The same seed gives the same figures. Why this test: [decision 11](adr/0011-betting-judge.md).
+seconds. The guards are the default ones, but that an answer may take 5 ms longer instead of 20: 20 would forgive a
+latency × 1.5 here. The same seed gives the same figures. Why this test: [decision 11](adr/0011-betting-judge.md).
 
 - **z-test, once at its horizon**: two proportions at a number of outcomes that was fixed so that this very fault is
   found with 90 % power. It has to be told which fault to look for, and is blind before its horizon and after it.
@@ -50,7 +51,11 @@ def write_page(kept: Mapping[str, Any], faults: Mapping[str, Any]) -> str:
 def write_tables(kept: Mapping[str, Any], faults: Mapping[str, Any]) -> str:
     """Markdown."""
     lines = ["## Canaries that keep every guard", ""]
-    lines += [f"Through the whole default plan; promised: at most {100 * ALPHA:g} % are rolled back.", ""]
+    lines += [
+        "Led through the whole default plan by `app/rollout/controller.py` itself, on a clock that is moved; promised:",
+        f"at most {100 * ALPHA:g} % are rolled back.",
+        "",
+    ]
     lines += ["| canary | rule | runs | rolled back | 95 % interval |", "|---|---|---|---|---|"]
     for title, runs in kept.items():
         for name, row in summarise_kept(runs).items():
