@@ -24,7 +24,7 @@ def latency_picture(report: Report, samples: Sequence[Sample]) -> bytes:
     over_time, by_percentile = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_requests(over_time, samples)
     _draw_percentiles(by_percentile, [1e3 * sample.latency_s for sample in samples if sample.outcome.code == OK])
-    # Of an axis without data, matplotlib can make no logarithmic range itself; the line of the limit shall always be in sight.
+    # Of an axis without data matplotlib can make no logarithmic range; and the limit shall always be in sight.
     shown_ms = [LIMIT_MS, *(1e3 * sample.latency_s for sample in samples if sample.latency_s > 0)]
     over_time.set_ylim(min(shown_ms) / 1.5, max(shown_ms) * 1.5)
     for axis in (over_time, by_percentile):
