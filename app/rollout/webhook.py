@@ -21,6 +21,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import httpx
@@ -113,7 +114,9 @@ class Webhook:
     async def stop(self) -> None:
         """Give what waits a second to leave; the rest is dropped."""
         if self._task is not None:
-            await asyncio.wait({asyncio.ensure_future(self._idle.wait())}, timeout=_FLUSH_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_S):
+                    await self._idle.wait()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for _ in range(len(self._waiting)):

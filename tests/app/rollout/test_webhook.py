@@ -69,6 +69,22 @@ async def test_events_that_find_no_room_are_dropped_and_counted() -> None:
     assert outcomes.count("queue-full") == 5
 
 
+async def test_one_that_ends_while_an_event_still_waits_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def find_nothing(_: str, __: int) -> list[str]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("app.rollout.webhook._FLUSH_S", 0.01)
+    outcomes: list[str] = []
+    before = asyncio.all_tasks()
+    hook = Webhook("http://receiver/", secret=lambda: SECRET, count=outcomes.append, resolve=find_nothing)
+    await hook.start()
+    hook.send({"type": "rollout.step", "data": {}})
+    await hook.stop()
+    assert outcomes == ["stopped"]
+    assert asyncio.all_tasks() == before
+
+
 @pytest.mark.parametrize("text", [b"", b"whsec_", SECRET[6:], b"whsec_!!!!", b"whsec_" + base64.b64encode(b"short")])
 def test_a_secret_of_another_form_is_refused(text: bytes) -> None:
     check: Callable[[bytes], bytes] = read_webhook_secret
