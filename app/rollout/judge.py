@@ -161,7 +161,8 @@ class _Case:
         )
 
     def _sentence(self, name: str, seen: Tally, bound: float | None) -> str:
-        if not seen.canary:
+        # Without a bet it is the stable arm that is waited for, whatever the canary has answered meanwhile.
+        if self._trial.bets() and not seen.canary:
             return "The canary has answered nothing yet."
         if bound is None:
             return "The stable arm has not yet answered enough to compare with."

@@ -133,7 +133,7 @@ def test_a_canary_as_slow_as_is_forgiven_keeps_its_guard_and_one_beyond_does_not
 
 def test_verdicts_say_what_was_counted_in_words() -> None:
     judge = Judge(GUARDS, ALPHA)
-    assert {verdict.sentence for verdict in judge.verdicts()} == {"The canary has answered nothing yet."}
+    assert judge.verdicts()[0].sentence == "The canary has answered nothing yet."
     counts = {"stable_requests": 1000, "stable_errors": 10, "canary_requests": 100, "canary_errors": 3}
     judge.see(Evidence(counts | {"stable_latency_3": 990, "canary_latency_3": 97}))
     judge.see(Evidence(counts | {"stable_latency_3": 990, "canary_latency_3": 97}))
@@ -143,6 +143,15 @@ def test_verdicts_say_what_was_counted_in_words() -> None:
         "no breach is shown."
     )
     assert f"{1000 * LATENCY_BOUNDS_S[3]:.3g} ms" in judge.verdicts()[2].sentence
+
+
+def test_until_the_stable_arms_latency_is_known_the_guard_says_that_it_waits_for_that() -> None:
+    judge = Judge((Guard(signal="slow", ratio=1.25),), ALPHA)
+    judge.see(Evidence({"stable_latency_3": 150, "canary_latency_3": 500}))
+    assert judge.verdicts()[0].sentence == "The stable arm has not yet answered enough to compare with."
+    for _ in range(2):  # the first are learned from, the next are compared with
+        judge.see(Evidence({"stable_latency_3": 50}))
+    assert judge.verdicts()[0].sentence.startswith("0 of 500")
 
 
 def test_a_plan_without_guards_is_never_breached() -> None:
