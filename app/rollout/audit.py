@@ -280,6 +280,7 @@ class AuditLog:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
+        await self._tell_missed()  # after the end nobody knows of them
 
     @property
     def head(self) -> Head:
@@ -319,20 +320,23 @@ class AuditLog:
             raise
         self._on_head(self._chain.head)
 
-    def _append(self, change: Change, at: float) -> None:
+    def _append(self, change: Change | None, at: float) -> None:
+        """Write the change, or without one only what was missed. Raises `AuditRefused`."""
         try:
             with locked(self._path, make=True), self._path.open("r+b", buffering=0) as file:
                 rest = self._catch_up(file)
                 if rest and self._is_whole(rest):
                     file.write(b"\n")
                     rest = self._catch_up(file)
-                if change.is_hearsay and change.once is not None and _text(change.once) in self._chain.keys:
-                    return
-                self._write(file, rest, change, at)
+                if change is None or not self._is_known(change):
+                    self._write(file, rest, [] if change is None else [change], at)
         except ChainBroken as broken:
             raise AuditRefused(f"{self._path} is not what was written: {broken}; move it away and start anew") from None
         except OSError as error:
             raise AuditRefused(f"{self._path}: {error.strerror}") from None
+
+    def _is_known(self, change: Change) -> bool:
+        return change.is_hearsay and change.once is not None and _text(change.once) in self._chain.keys
 
     def _catch_up(self, file: FileIO) -> bytes:
         """Read what other workers wrote, and give what a crash left of a line."""
@@ -360,14 +364,14 @@ class AuditLog:
                 pass
         return trial.size_bytes == len(rest) + 1
 
-    def _write(self, file: FileIO, rest: bytes, change: Change, at: float) -> None:
-        """Write the record, and before it those that tell of a torn line and of changes that were missed."""
-        changes = [change]
+    def _write(self, file: FileIO, rest: bytes, changes: list[Change], at: float) -> None:
+        """Write their records, and before them those that tell of a torn line and of changes that were missed."""
         if self._missed:
             gap = {"changes": dict(self._missed), "since": self._missed_since}
-            changes.insert(0, Change("audit", "gap", why="they could not be recorded", evidence=gap))
+            changes = [Change("audit", "gap", why="they could not be recorded", evidence=gap), *changes]
         if rest:
-            changes.insert(0, Change("audit", "torn", why="a crash cut it short", evidence=_describe_torn(rest)))
+            torn = Change("audit", "torn", why="a crash cut it short", evidence=_describe_torn(rest))
+            changes = [torn, *changes]
         chain = self._chain.copy()
         text = b""
         for one in changes:
@@ -392,6 +396,14 @@ class AuditLog:
         with suppress(AuditRefused):
             async with self._turn:
                 await self._in_thread(self._read_on)
+        await self._tell_missed()
+
+    async def _tell_missed(self) -> None:
+        """Record that changes were missed, where the disk takes that now; else the next look tries again."""
+        with suppress(AuditRefused):
+            async with self._turn:
+                if self._missed:
+                    await self._in_thread(self._append, None, self._wall_clock())
 
     def _read_on(self) -> None:
         try:

@@ -303,6 +303,34 @@ async def test_what_could_not_be_recorded_is_told_by_a_record_as_soon_as_there_c
     verify(path)
 
 
+async def test_what_could_not_be_recorded_is_told_though_no_change_follows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_LOOK_PERIOD_S", 0.0)
+    log, disk = AuditLog(path, wall_clock=lambda: 7.0), FullDisk(monkeypatch)
+    await log.start()
+    await log.note(a_change(action="kill"))
+    disk.is_full = False
+    async with asyncio.timeout(10):
+        while not records(path):
+            await asyncio.sleep(0)
+    await log.stop()
+    [gap] = records(path)
+    assert (gap["action"], gap["evidence"]) == ("gap", {"changes": {"kill": 1}, "since": 7.0})
+    verify(path)
+
+
+async def test_what_could_not_be_recorded_is_told_by_a_log_that_ends(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, disk = AuditLog(path), FullDisk(monkeypatch)
+    await log.start()
+    await log.note(a_change(action="rollback"))
+    disk.is_full = False
+    await log.stop()
+    assert [record["action"] for record in records(path)] == ["gap"]
+
+
 async def test_a_chain_that_was_changed_is_not_gone_on_with(path: Path) -> None:
     await write(path, 3)
     path.write_bytes(path.read_bytes().replace(b"ann", b"eve", 1))
