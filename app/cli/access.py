@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import development
-from app.cli.terminal import EX_CONFIG, fail
+from app.cli.terminal import EX_CONFIG, fail, told
 from app.environment import load_settings
 from app.secret_files import read_secret_file
 from app.settings import Settings
@@ -40,7 +40,8 @@ def gateway_client(settings: Settings, url: str | None, token: str | None, scope
     from app.client import GatewayClient
 
     first = token_for(settings, token, "operator", scope)  # what is wrong with it is told before anything is begun
-    return GatewayClient(gateway_url(url), first if token else lambda: token_for(settings, None, "operator", scope))
+    given = first if token else lambda: token_for(settings, None, "operator", scope)
+    return told(lambda: GatewayClient(gateway_url(url), given))
 
 
 def gateway_url(url: str | None) -> str:

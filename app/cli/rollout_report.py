@@ -42,19 +42,17 @@ def rollout_report(
         _require_place(picture)
     from app.client import GatewayClient
 
-    gateway = GatewayClient(
-        gateway_url(url), token_for(client_settings(), token, "operator", "ops"), timeout_s=_TIMEOUT_S
-    )
-    with gateway:
+    given = token_for(client_settings(), token, "operator", "ops")
+    with told(lambda: GatewayClient(gateway_url(url), given, timeout_s=_TIMEOUT_S)) as gateway:
         document = told(lambda: gateway.rollout_report(since))
-    if picture is not None:
-        from app.rollout.experiment_picture import report_picture
-
-        picture.write_bytes(report_picture(document, picture.suffix[1:]))
     if as_json:
         print(json.dumps(document))
     else:
         out.print(render(document))
+    if picture is not None:  # last, so that a disk that refuses it does not cost the report
+        from app.rollout.experiment_picture import report_picture
+
+        _save(picture, report_picture(document, picture.suffix[1:]))
 
 
 def render(document: dict[str, Any]) -> Group:
@@ -90,6 +88,13 @@ def _told(figure: _Figure | None, digits: int, in_percent: bool) -> str:
         None if figure[name] is None else f"{scale * figure[name]:.{digits}f}" for name in ("value", "low", "high")
     )
     return f"{value} (no interval)" if low is None else f"{value} ({low} to {high})"
+
+
+def _save(picture: Path, content: bytes) -> None:
+    try:
+        picture.write_bytes(content)
+    except OSError as error:
+        fail(f"the picture cannot be written: {picture}: {error.strerror}")
 
 
 def _require_place(picture: Path) -> None:

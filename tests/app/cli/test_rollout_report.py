@@ -2,12 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from app.cli.rollout_report import render
+from app.rollout import experiment_picture
 from app.rollout.experiment_report import report
 from tests.app.cli.command import EX_CONFIG, assert_one_plain_line, sluice
+from tests.app.cli.test_rollout import Sluice, gateway
+from tests.app.cli.test_rollout import sluice as command
 from tests.app.rollout.test_experiment_report import cell
+
+__all__ = ["command", "gateway"]  # fixtures
 
 
 def text_of(document: dict[str, object]) -> str:
@@ -43,3 +49,14 @@ def test_a_place_for_no_picture_is_refused_before_anybody_is_asked(tmp_path: Pat
     for name, word in (("report.pdf", ".svg"), ("missing/report.png", "folder")):
         result = sluice("rollout", "report", "--picture", name, "--url", "http://127.0.0.1:9", cwd=tmp_path)
         assert_one_plain_line(result, EX_CONFIG, word)
+
+
+async def test_a_picture_that_cannot_be_written_is_one_plain_line_after_the_report(
+    command: Sluice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment_picture, "report_picture", lambda document, form: b"")
+    (tmp_path / "report.png").mkdir()
+    result = await command("rollout", "report", "--picture", "report.png")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("sluice: the picture cannot be written: report.png: ")
+    assert "Nothing is logged" in result.stdout

@@ -19,6 +19,8 @@ from tests.app.cli.command import SECRET, assert_one_plain_line, sluice
         (("predict", "--symbol", "MSFT", "--date", "soon"), "YYYY-MM-DD"),
         (("predict", "--symbol", "MSFT", "--url", "http://127.0.0.1:9"), "127.0.0.1:9"),
         (("rollout", "show", "--url", "http://127.0.0.1:9"), "127.0.0.1:9"),
+        (("rollout", "show", "--url", "http://[::1"), "[::1"),
+        (("rollout", "report", "--url", "http://[::1"), "[::1"),
         (("registry", "verify"), "registry"),
         (("token", "--sub", ""), "name"),
         (("rollout", "show", "--token", "☃"), "token"),
