@@ -18,7 +18,7 @@ from app.rollout.kill import KillSwitch
 from app.rollout.kill_places import FILE_NAME as KILL_FILE
 from app.rollout.kill_places import KillFile, SharedKills
 from app.rollout.lease import LoneLease, RedisLease
-from app.rollout.record import Record
+from app.rollout.record import PHASES, Record
 from app.rollout.rollout import Rollout, check_document
 from app.rollout.shadow import Shadow
 from app.rollout.shared_state import CopiedStore, RedisStore
@@ -108,7 +108,7 @@ def build_rollout(
         initial=Record(share=settings.ray_serve_fraction, changed_at=wall_clock(), changed_by="settings"),
         audit=audit,
         announce=lambda change: _tell(webhook, change),
-        on_record=trial.follow,
+        on_record=lambda record: _follow(record, trial, metrics),
         refresh_period_s=_REFRESH_PERIOD_S,
     )
     pool_link, lease_link = link(), link()
@@ -138,6 +138,13 @@ def _audit(settings: Settings, metrics: Metrics, wall_clock: Callable[[], float]
         on_missed=metrics.changes.count_missed_record,
         show_broken=metrics.changes.show_audit_broken,
     )
+
+
+def _follow(record: Record, trial: Trial, metrics: Metrics) -> None:
+    """What else is to be done when a record comes into force."""
+    trial.follow(record)
+    phase = None if record.run is None else record.run.phase
+    metrics.rollout.show_record(record.share, {name: name == phase for name in PHASES})
 
 
 def _webhook(

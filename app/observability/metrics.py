@@ -76,7 +76,9 @@ class PredictionMetrics:
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._windows = make.counter("gateway_windows_total", "Windows predicted, by arm", ["arm"])
         self._fallbacks = make.counter(
-            "gateway_fallbacks_total", "Answers of legacy because Ray Serve failed, by kind of failure", ["reason"]
+            "gateway_fallbacks_total",
+            "Answers of another arm because the one that was asked first failed, by kind of failure",
+            ["reason"],
         )
 
     def count_answer(
@@ -170,9 +172,15 @@ class ArmMetrics:
 
 
 class RolloutMetrics:
-    """What the shadow compared and left out, and what is missing from the experiment's log."""
+    """What is in force, what the shadow compared and left out, and what is missing from the experiment's log."""
 
     def __init__(self, make: _Maker) -> None:
+        self._share = make.gauge(
+            "gateway_rollout_share", "Share of callers on the canary, 0..1, but for those with a share of their own"
+        )
+        self._phases = make.gauge(
+            "gateway_rollout_phase", "1 for the phase that the last plan is in, 0 for every other one", ["phase"]
+        )
         self._shadowed = make.counter(
             "gateway_shadow_requests_total", "Requests chosen for the shadow, by what became of them", ["outcome"]
         )
@@ -190,6 +198,12 @@ class RolloutMetrics:
         self._losses = make.counter(
             "gateway_experiment_dropped_total", "Requests that are missing from the experiment's log", ["reason"]
         )
+
+    def show_record(self, share: float, phases: Mapping[str, bool]) -> None:
+        """Take over the canary's share, 0..1, and of each phase, a closed set, whether the last plan is in it."""
+        self._share.set(share)
+        for phase, is_there in phases.items():
+            self._phases.labels(phase).set(is_there)
 
     def count(self, outcome: str) -> None:
         """Count one request chosen for the shadow; `outcome` is one of `app.rollout.shadow.Outcome`."""

@@ -147,7 +147,7 @@ class Plan(_Part):
     """A whole rollout.
 
     Attributes:
-        name: For people, metrics and the audit log.
+        name: For people, and the audit log.
         stable: The arm that serves now, and to which a breach goes back.
         canary: The arm that is to take over.
         steps: Their shares grow.

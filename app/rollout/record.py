@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,7 @@ Reason = Annotated[str, Field(max_length=MAX_REASON_CHARS)]
 
 # `running` goes on by itself; `waiting` stands before a manual gate; the last three are ends.
 Phase = Literal["running", "waiting", "paused", "done", "rolled_back", "stopped"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 ACTIVE: tuple[Phase, ...] = ("running", "waiting", "paused")
 
 

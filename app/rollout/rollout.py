@@ -64,6 +64,7 @@ class Rollout:
     async def start(self) -> None:
         """Take over what the store holds, and then whatever others write. Raises `StateUnreadable`."""
         await self.load()
+        self._on_record(self.record)  # that of the settings was in force before anybody was told
         if self._refresh_period_s is not None:
             self._refresher = asyncio.create_task(self._refresh(self._refresh_period_s))
 

@@ -64,6 +64,14 @@ async def shadowed(gateway: GatewayUnderTest) -> dict[str, float]:
     return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
 
+async def shown(gateway: GatewayUnderTest) -> tuple[float, dict[str, float]]:
+    """The canary's share in the metrics, and each phase."""
+    metrics = (await gateway.client.get("/metrics", headers=gateway.bearer("ops"))).text
+    samples = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line.startswith("gateway_rollout_"))
+    share = float(samples.pop("gateway_rollout_share"))
+    return share, {name.split('"')[1]: float(value) for name, value in samples.items()}
+
+
 def asked_both(gateway: GatewayUnderTest, response: httpx.Response) -> bool:
     request_id = response.headers["x-request-id"]
     return all(
@@ -175,6 +183,17 @@ async def labelled(gateway: GatewayUnderTest, answer: httpx.Response) -> dict[st
     response = await gateway.client.post("/rollout/outcomes", json=[outcome], headers=gateway.bearer("admin"))
     assert response.status_code == 200, response.text
     return dict(response.json())
+
+
+async def test_share_and_phase_are_shown_from_the_start_and_whenever_they_change(make_gateway: MakeGateway) -> None:
+    phases = dict.fromkeys(("running", "waiting", "paused", "done", "rolled_back", "stopped"), 0.0)
+    async with make_gateway(ray_serve_fraction=0.5) as gateway:
+        assert await shown(gateway) == (0.5, phases)
+        await start(gateway, 0.25)
+        await until(lambda: gateway.app.state.gateway.rollout.record.run.phase == "waiting")
+        assert await shown(gateway) == (0.25, {**phases, "waiting": 1.0})
+        await roll_back(gateway)
+        assert await shown(gateway) == (0.0, {**phases, "rolled_back": 1.0})
 
 
 async def test_outcomes_of_what_was_answered_in_an_experiment_can_be_told(gateway: GatewayUnderTest) -> None:

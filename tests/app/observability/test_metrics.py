@@ -48,6 +48,7 @@ for _ in range(int(sys.argv[2])):
         version="1", arm="ray_serve", fallback=None, windows=3, seconds=0.03, stages_ms={"model": 20.0}
     )
 metrics.arms.show_replicas(int(sys.argv[2]), {})
+metrics.rollout.show_record(int(sys.argv[2]) / 10, {"running": sys.argv[2] == "2", "done": sys.argv[2] == "5"})
 sys.stdout.buffer.write(metrics.exposition())
 """
 
@@ -68,6 +69,13 @@ def test_metrics_of_several_workers_add_up(tmp_path: Path) -> None:
     assert float(samples['gateway_windows_total{arm="ray_serve"}']) == 21
     assert float(samples['cnn_lstm_prediction_latency_seconds_count{model_version="1"}']) == 7
     assert float(samples["cnn_lstm_replicas_total"]) == 5, json.dumps(samples)
+    assert float(samples["gateway_rollout_share"]) == 0.5
+    assert [float(samples[f'gateway_rollout_phase{{phase="{phase}"}}']) for phase in ("running", "done")] == [0, 1]
+
+
+def test_a_fallback_is_told_of_whichever_arm_failed() -> None:
+    [told] = [line for line in Metrics().exposition().decode().splitlines() if "HELP gateway_fallbacks_total" in line]
+    assert not any(arm in told.lower() for arm in ("legacy", "ray"))
 
 
 async def test_a_scrape_over_several_workers_leaves_the_event_loop_free(tmp_path: Path) -> None:
