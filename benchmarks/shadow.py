@@ -57,6 +57,8 @@ class Outcomes:
 
     def observe_distances(self, distances: Floats) -> None: ...
 
+    def observe_gaps(self, gaps: Floats) -> None: ...
+
 
 class Round(NamedTuple):
     """One round: the callers' p99, and what became of the requests that were shadowed."""

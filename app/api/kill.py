@@ -57,7 +57,7 @@ async def change_kill(request: Request, gateway: GatewayDep, principal: Admin) -
     new = await read_command(request, NewKill)
     try:
         return await gateway.kills.change(
-            new.scope, new.name, killed=new.killed, actor=principal.subject, reason=new.reason
+            new.scope, new.name, killed=new.killed, actor=principal.full_name, reason=new.reason
         )
     except TooManyKills:
         raise Conflict(f"there are {MAX_KILLS} kills: lift some, or kill globally") from None

@@ -74,6 +74,15 @@ class Start(Command):
     plan: Plan = Plan()
 
 
+class Promotion(Command):
+    """What `POST /rollout/promote` takes."""
+
+    epoch: Annotated[
+        str | None,
+        Field(max_length=64, description="`epoch` of `GET /rollout` when it was decided: 409 where the plan moved on."),
+    ] = None
+
+
 class RollBack(Command):
     """What `POST /rollout/rollback` takes."""
 
@@ -127,10 +136,13 @@ async def resume(request: Request, gateway: GatewayDep, principal: Admin) -> dic
     return await _move(gateway, principal, "resume", await read_command(request, Command), moves.resume)
 
 
-@router.post("/promote", openapi_extra={"requestBody": body_of(Command)}, responses=_REFUSALS)
+@router.post("/promote", openapi_extra={"requestBody": body_of(Promotion)}, responses=_REFUSALS)
 async def promote(request: Request, gateway: GatewayDep, principal: Admin) -> dict[str, Any]:
     """On to the next step now: opens a manual gate, and does not wait for what a step still asks for."""
-    return await _move(gateway, principal, "promote", await read_command(request, Command), moves.promote)
+    wish = await read_command(request, Promotion)
+    # Of two who promote at one time, one does, and the other is told.
+    epoch = wish.epoch or gateway.rollout.record.epoch
+    return await _move(gateway, principal, "promote", wish, lambda record, by: moves.promote(record, by, epoch))
 
 
 @router.post("/rollback", openapi_extra={"requestBody": body_of(RollBack)}, responses=_REFUSALS)
@@ -156,9 +168,15 @@ def _share_in(record: Record, wish: NewShare) -> float | None:
 async def _move(
     gateway: Gateway, principal: Principal, action: Action, wish: Command, move: Callable[[Record, By], Record]
 ) -> dict[str, Any]:
-    by = By(principal.subject, gateway.wall_clock(), wish.reason)
+    by = By(principal.full_name, gateway.wall_clock(), wish.reason)
+
+    def checked(record: Record) -> Record:
+        moved = move(record, by)
+        _require_answers(gateway, record, moved)
+        return moved
+
     try:
-        await gateway.rollout.change(lambda record: move(record, by), action)
+        await gateway.rollout.change(checked, action)
     except MoveRefused as refused:
         raise Conflict(str(refused)) from None
     except NotStored as error:
@@ -174,6 +192,14 @@ async def _move(
     return await _document(gateway)
 
 
+def _require_answers(gateway: Gateway, record: Record, moved: Record) -> None:
+    """Raises `MoveRefused` where callers are to be moved back to a backend that is not here."""
+    is_moved = (moved.share, moved.stable) != (record.share, record.stable)
+    backend = moved.stable.backend
+    if is_moved and moved.share < 1 and backend not in gateway.dispatcher.arms_serving(None):
+        raise MoveRefused(f"{backend} is not configured here: those who are not the canary's would have nobody")
+
+
 async def _document(gateway: Gateway) -> dict[str, Any]:
     record = gateway.rollout.record
     return {
@@ -181,5 +207,7 @@ async def _document(gateway: Gateway) -> dict[str, Any]:
         **record.document(),
         "stable": str(record.stable.arm()),
         "canary": str(record.canary.arm()),
+        "epoch": record.epoch,
+        "backends": sorted(gateway.dispatcher.arms_serving(None)),
         "judgement": await gateway.controller.findings(),
     }

@@ -47,6 +47,13 @@ class Principal:
         return (f"sub:{self.tenant}/{self.subject}", f"tenant:{self.tenant}")
 
     @property
+    def full_name(self) -> str:
+        """Of whom a record tells: the subject, of a tenant where it has one, as `read_identity` reads it."""
+        if self.tenant is None:
+            return f"/{self.subject}" if "/" in self.subject else self.subject
+        return f"{self.tenant}/{self.subject}"
+
+    @property
     def identity(self) -> Identity:
         """Tenant and subject: subjects of one name and two tenants are two."""
         return self.tenant, self.subject

@@ -23,6 +23,7 @@ LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _STAGE_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 _LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _DISTANCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_GAP_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.64, 3.0, 10.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 _MAX_VERSIONS = 32
 
@@ -195,6 +196,11 @@ class RolloutMetrics:
             "Total variation distance of the sides' class probabilities, by window",
             buckets=_DISTANCE_BUCKETS,
         )
+        self._gap = make.histogram(
+            "gateway_shadow_regression_gap",
+            "Distance of the sides' expected returns in combined standard deviations, by window",
+            buckets=_GAP_BUCKETS,
+        )
         self._losses = make.counter(
             "gateway_experiment_dropped_total", "Requests that are missing from the experiment's log", ["reason"]
         )
@@ -217,6 +223,11 @@ class RolloutMetrics:
         """Count total variation distances, 0..1, one for each window."""
         for distance in distances:
             self._distance.observe(distance)
+
+    def observe_gaps(self, gaps: Iterable[float]) -> None:
+        """Count distances of expected returns, 0 or more, one for each window; arms sure of different things: ∞."""
+        for gap in gaps:
+            self._gap.observe(min(gap, 100.0))  # an infinite one would be the sum for ever
 
     def count_loss(self, reason: str, count: int) -> None:
         """Count requests that the log has lost, from any thread; `reason` is one of `app.rollout.experiment.Loss`."""

@@ -30,7 +30,8 @@ from app.files import locked
 _LOGGER = logging.getLogger(__name__)
 
 # `seen` is what another gateway did and came into force here, `abandoned` a change that was recorded and then could not
-# be made, `gap` tells of changes that could not be recorded, `torn` of what a crash left of a line.
+# be made, `doubtful` one of which the store did not say whether it was, `gap` tells of changes that could not be
+# recorded, `torn` of what a crash left of a line.
 Action = Literal[
     "start",
     "step",
@@ -45,6 +46,7 @@ Action = Literal[
     "lift",
     "seen",
     "abandoned",
+    "doubtful",
     "gap",
     "torn",
 ]

@@ -26,14 +26,14 @@ class Comparison(NamedTuple):
         regression_gap: float64[B], canary's expected return less stable's, in units of their combined standard
             deviation; None unless both tell theirs.
         outside_interval: bool[B], whether the gap is beyond what nine of ten would keep within, were the two
-            predictions independent and normal with these deviations; False where there is no gap.
+            predictions independent and normal with these deviations; None where there is no gap.
     """
 
     stable_class: npt.NDArray[np.int64]
     canary_class: npt.NDArray[np.int64]
     distance: Floats
     regression_gap: Floats | None
-    outside_interval: npt.NDArray[np.bool_]
+    outside_interval: npt.NDArray[np.bool_] | None
 
 
 def compare(stable: Prediction, canary: Prediction) -> Comparison:
@@ -52,7 +52,7 @@ def compare(stable: Prediction, canary: Prediction) -> Comparison:
         canary_class=other.argmax(axis=1),
         distance=0.5 * np.abs(one - other).sum(axis=1),
         regression_gap=gap,
-        outside_interval=np.zeros(len(stable), np.bool_) if gap is None else np.abs(gap) > Z_90,
+        outside_interval=None if gap is None else np.abs(gap) > Z_90,
     )
 
 

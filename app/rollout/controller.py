@@ -53,23 +53,30 @@ def decide(record: Record, verdicts: list[Verdict], samples: int, now_s: float) 
     Args:
         record: In force.
         verdicts: Of each guard.
-        samples: Requests that the canary has answered at this step.
+        samples: Requests that the canary has answered or failed at this step.
         now_s: Seconds since the epoch.
     """
-    findings = [verdict.sentence for verdict in verdicts]
     broken = next((verdict for verdict in verdicts if verdict.breached), None)
     if broken is not None and record.run is not None and record.run.active:
+        findings = [verdict.sentence for verdict in verdicts]
         return Decision("rollback", lambda r, by: moves.breach(r, by, findings), broken.sentence)
-    if not _is_passed(record, samples, now_s):
-        return None
+    return _onward(record, verdicts, samples, now_s) if _is_passed(record, samples, now_s) else None
+
+
+def _onward(record: Record, verdicts: list[Verdict], samples: int, now_s: float) -> Decision | None:
+    """What is to be done with a step that has had its time and its samples, and no guard broken."""
     step, plan = moves.step_in_force(record), moves.plan_in_force(record)
+    unjudged = [verdict.signal for verdict in verdicts if not verdict.is_known] if step.samples else []
     if step.gate == "manual":
         return Decision("pause", moves.wait, "the step is passed, and its gate is opened by hand")
-    if plan.frozen(now_s):
+    if unjudged and record.share == 1:  # a stable arm without callers will not answer more
+        return Decision("pause", moves.wait, f"nothing was seen to judge {', '.join(unjudged)} by: promote by hand")
+    if unjudged or plan.frozen(now_s):
         return None
     if step is plan.steps[-1]:
+        findings = [verdict.sentence for verdict in verdicts]
         return Decision("finish", lambda r, by: moves.finish(r, by, findings), "every step is passed")
-    return Decision("step", moves.promote, f"{samples} requests were answered, and every guard is kept")
+    return Decision("step", moves.advance, f"the canary was asked {samples} times, and every guard is kept")
 
 
 def _is_passed(record: Record, samples: int, now_s: float) -> bool:

@@ -38,7 +38,10 @@ class Witness(Protocol):
     """Sees what comes of each request that was given to one side of the rollout."""
 
     def count_answer(self, side: Side, seconds: float) -> None:
-        """The side's arm answered after `seconds`, or was given up after them by a caller in a hurry."""
+        """The side's arm answered after `seconds`."""
+
+    def count_given_up(self, side: Side, seconds: float) -> None:
+        """A caller in a hurry gave it up after `seconds`."""
 
     def count_failure(self, side: Side, *, invalid: bool = False) -> None:
         """It did not, or its model's output had to be withheld."""
@@ -225,12 +228,12 @@ class Dispatcher:
         if now >= deadline and now - began >= FAIR_BUDGET_S:
             self._witness.count_failure(side)
         else:
-            self._witness.count_answer(side, now - began)
+            self._witness.count_given_up(side, now - began)
 
     def _tell_failure(self, side: Side, error: ServingError, seconds: float) -> None:
         if isinstance(error, DeadlineExceeded) and seconds < FAIR_BUDGET_S:
             # What a caller in a hurry did not wait for says how slow the arm is at least, and no more.
-            self._witness.count_answer(side, seconds)
+            self._witness.count_given_up(side, seconds)
         else:
             self._witness.count_failure(side, invalid=isinstance(error, ModelOutputInvalid))
 

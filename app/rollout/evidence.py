@@ -20,8 +20,8 @@ _LIVE = ("requests", "errors", "invalid", *(f"latency_{i}" for i in range(len(LA
 _SHADOW = (
     "shadow_windows",
     "shadow_disagreements",
+    "shadow_gaps",
     "shadow_outside_interval",
-    *(f"shadow_{side}_class_{i}" for side in SIDES for i in range(N_CLASSES)),
     *(f"shadow_pair_{i}_{j}" for i in range(N_CLASSES) for j in range(N_CLASSES)),
 )
 NAMES: frozenset[str] = frozenset((*(f"{side}_{name}" for side in SIDES for name in _LIVE), *_SHADOW))
@@ -43,6 +43,10 @@ class Evidence:
         self._add(f"{side}_requests")
         self._add(f"{side}_latency_{bisect_left(LATENCY_BOUNDS_S, seconds)}")
 
+    def count_given_up(self, side: Side, seconds: float) -> None:
+        """Nobody waited longer than `seconds`: that says how slow the arm is at least, and not that it answers."""
+        self._add(f"{side}_latency_{bisect_left(LATENCY_BOUNDS_S, seconds)}")
+
     def count_failure(self, side: Side, *, invalid: bool = False) -> None:
         """The arm gave no answer; `invalid` where its model gave one that had to be withheld. Both are errors."""
         self._add(f"{side}_requests")
@@ -50,14 +54,21 @@ class Evidence:
         if invalid:
             self._add(f"{side}_invalid")
 
-    def count_shadow(self, stable_class: int, canary_class: int, *, outside_interval: bool) -> None:
-        """One window that both arms have answered, with the class that each chose."""
+    def count_shadow(self, stable_class: int, canary_class: int, *, outside_interval: bool | None) -> None:
+        """One window that both arms have answered, with the class that each chose.
+
+        Args:
+            stable_class: Of the stable arm.
+            canary_class: Of the canary.
+            outside_interval: Whether the expected returns are too far apart, None where an arm does not tell its
+                uncertainty.
+        """
         self._add("shadow_windows")
-        self._add(f"shadow_stable_class_{stable_class}")
-        self._add(f"shadow_canary_class_{canary_class}")
         self._add(f"shadow_pair_{stable_class}_{canary_class}")
         if stable_class != canary_class:
             self._add("shadow_disagreements")
+        if outside_interval is not None:
+            self._add("shadow_gaps")
         if outside_interval:
             self._add("shadow_outside_interval")
 

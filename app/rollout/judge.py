@@ -34,6 +34,7 @@ _BAD = {
     "errors": "failed",
     "invalid": "had an invalid output",
     "disagreement": "were of another class than the stable arm's",
+    "regression": "had an expected return too far from the stable arm's",
 }
 
 
@@ -64,6 +65,11 @@ class Verdict:
     canary: int
     bound: float | None
     sentence: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was seen by which the guard could be judged."""
+        return self.bound is not None and self.canary > 0
 
 
 class Judge:
@@ -305,6 +311,7 @@ _READERS: dict[str, Callable[[Evidence], Tally]] = {
     "errors": _live("errors"),
     "invalid": _live("invalid"),
     "disagreement": lambda batch: Tally(canary_bad=batch["shadow_disagreements"], canary=batch["shadow_windows"]),
+    "regression": lambda batch: Tally(canary_bad=batch["shadow_outside_interval"], canary=batch["shadow_gaps"]),
 }
 
 _LATENCY_NAMES = {

@@ -5,7 +5,8 @@
                 ├─ breach, or rollback to the last good step ─► rolled_back
                 └─ a share set by hand, or rollback to nothing ─► stopped
 
-A start, a promotion and every step of the plan make the canary's share greater; the others never do.
+A start, a promotion and every step of the plan make the canary's share greater; the others never do. A step counts
+as good once it was passed: by the controller, or before a manual gate. One that was promoted away from before does not.
 """
 
 from __future__ import annotations
@@ -84,14 +85,26 @@ def resume(record: Record, by: By) -> Record:
     return _next(record, by, run=_entering(run, run.step, by.at))
 
 
-def promote(record: Record, by: By) -> Record:
-    """On to the next step without what is still awaited; from the last one, to the plan's end."""
+def promote(record: Record, by: By, epoch: str | None = None) -> Record:
+    """On to the next step without what is still awaited; from the last one, to the plan's end.
+
+    Args:
+        record: In force.
+        by: Who promotes.
+        epoch: Where the plan stood when that was decided; None for wherever it stands.
+
+    Raises:
+        MoveRefused: No plan is being run, or it has moved on since.
+    """
     run = _active(record)
-    if run.step + 1 == len(run.plan.steps):
-        return finish(record, by, ())
-    passed = run.model_copy(update={"good": record.share})
-    step = run.step + 1
-    return _next(record, by, share=run.plan.steps[step].share, run=_entering(passed, step, by.at))
+    if epoch not in (None, run.epoch):
+        raise MoveRefused("the plan has moved on since: look where it stands, and promote again if it still shall")
+    return _onward(record, by, is_passed=run.phase == "waiting")
+
+
+def advance(record: Record, by: By) -> Record:
+    """On to the next step, as this one is passed; from the last one, to the plan's end."""
+    return _onward(record, by, is_passed=True)
 
 
 def wait(record: Record, by: By) -> Record:
@@ -153,12 +166,19 @@ def grows(old: Record, new: Record) -> bool:
     if new.share == 0 and not any(new.overrides.values()):
         return False  # nobody is on it, whichever it is
     same_arms = (old.stable, old.canary) == (new.stable, new.canary)
-    accounts = old.overrides.keys() | new.overrides.keys()
+    callers = [caller for account in old.overrides.keys() | new.overrides.keys() for caller in _callers_of(account)]
     return (
         not same_arms
         or new.share > old.share
-        or any(new.share_of((account,)) > old.share_of((account,)) for account in accounts)
+        or any(new.share_of(accounts) > old.share_of(accounts) for accounts in callers)
     )
+
+
+def _callers_of(account: str) -> tuple[tuple[str, ...], ...]:
+    """Accounts, the closer first, of those whom an account's share is for: `sub:A/B` may be A/B, or B of tenant A."""
+    kind, _, name = account.partition(":")
+    tenant, slash, _ = name.partition("/")
+    return ((account,), (account, f"tenant:{tenant}")) if kind == "sub" and slash else ((account,),)
 
 
 def _names(arm: ArmName, serving: ArmName) -> bool:
@@ -176,6 +196,16 @@ def _active(record: Record) -> Run:
     if record.run is None or not record.run.active:
         raise MoveRefused("no plan is being run")
     return record.run
+
+
+def _onward(record: Record, by: By, *, is_passed: bool) -> Record:
+    run = _active(record)
+    if run.step + 1 == len(run.plan.steps):
+        return finish(record, by, ())
+    if is_passed:
+        run = run.model_copy(update={"good": record.share})
+    step = run.step + 1
+    return _next(record, by, share=run.plan.steps[step].share, run=_entering(run, step, by.at))
 
 
 def _entering(run: Run, step: int, at: float) -> Run:

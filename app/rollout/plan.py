@@ -18,7 +18,11 @@ ShareOfCallers = Annotated[float, Field(ge=0, le=1)]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
 # What a guard may watch: for each, a request of an arm counts as bad or good.
-Signal = Literal["errors", "invalid", "slow", "disagreement", "class_mix"]
+Signal = Literal["errors", "invalid", "slow", "disagreement", "class_mix", "regression"]
+
+# What only a shadow shows; of these, what is between the two answers and has no rate of the stable arm.
+_SHADOWED: frozenset[Signal] = frozenset(("disagreement", "class_mix", "regression"))
+_BETWEEN: frozenset[Signal] = frozenset(("disagreement", "regression"))
 
 _WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -35,7 +39,8 @@ class Guard(_Part):
             `slow`: a stable answer took longer than the stable arm's p50 (and than its p90, and than its p99: each is
             judged), a canary answer longer than that and what `stretch` and `allowance_s` forgive. `disagreement`: in
             the shadow, the arms chose different classes for the same window. `class_mix`: the arm chose a class (each
-            is judged) in the shadow, for the same windows.
+            is judged) in the shadow, for the same windows. `regression`: in the shadow, the expected returns for the
+            same window are further apart than 1.64 of their combined standard deviations.
         ratio: Factor on the stable arm's rate, 0 for a bound that does not look at the stable arm.
         slack: Rate, 0..1, that is added.
         stretch: Of `slow` alone: the canary may take this many times as long.
@@ -52,8 +57,8 @@ class Guard(_Part):
     def _bounds_something(self) -> Self:
         if self.ratio == 0 and self.slack == 0:
             raise ValueError("a guard with neither ratio nor slack allows nothing at all")
-        if self.signal == "disagreement" and self.ratio != 0:
-            raise ValueError("disagreement is between the arms and has no stable rate: set ratio = 0 and a slack")
+        if self.signal in _BETWEEN and self.ratio != 0:
+            raise ValueError(f"{self.signal} is between the arms and has no stable rate: set ratio = 0 and a slack")
         if self.signal != "slow" and (self.stretch != 1 or self.allowance_s != 0):
             raise ValueError("stretch and allowance_s are for the guard on slow answers")
         if self.signal == "slow" and self.ratio == 0:
@@ -178,8 +183,8 @@ class Plan(_Part):
         signals = [guard.signal for guard in self.guards]
         if len(signals) != len(set(signals)):
             raise ValueError("one guard per signal")
-        if self.shadow == 0 and {"disagreement", "class_mix"} & set(signals):
-            raise ValueError("guards on disagreement and class_mix need a shadow")
+        if self.shadow == 0 and (unseen := _SHADOWED & set(signals)):
+            raise ValueError(f"guards on {' and '.join(sorted(unseen))} need a shadow")
         return self
 
     def frozen(self, now_s: float) -> bool:

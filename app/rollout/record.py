@@ -78,7 +78,7 @@ class Record(_Part):
         canary: The arm to which callers are moved.
         overrides: Shares of single principals or tenants instead of the common one.
         changed_at: Seconds since the epoch, by the wall clock.
-        changed_by: Subject of who changed it, `controller`, or `settings` for the first.
+        changed_by: Full name of who changed it, `controller`, or `settings` for the first.
         reason: Why, in the words of who changed it.
         run: The plan that is run, or was last.
     """
@@ -88,7 +88,7 @@ class Record(_Part):
     canary: ArmName = ArmName(backend="ray_serve")
     overrides: Annotated[dict[Account, ShareOfCallers], Field(max_length=MAX_OVERRIDES)] = {}
     changed_at: float
-    changed_by: Annotated[str, Field(max_length=300)]
+    changed_by: Annotated[str, Field(max_length=600)]
     reason: Reason = ""
     run: Run | None = None
 
@@ -116,7 +116,7 @@ class Record(_Part):
         return self.share * canary + (1 - self.share) * stable
 
     def summary(self) -> dict[str, Any]:
-        """What matters of it in the audit log and to a webhook, JSON-ready; a plan is written whole when it begins."""
+        """What matters of it in the audit log and to a webhook, JSON-ready; plan and accounts by name and number."""
         summary: dict[str, Any] = {
             "share": self.share,
             "stable": str(self.stable.arm()),

@@ -6,17 +6,21 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from app.rollout.audit import Action, AuditLog, AuditRefused, Change
 from app.rollout.moves import MoveRefused, grows
 from app.rollout.record import Record, parse_record
-from app.rollout.state import StateAway, StateConflict, StateStore, StateUnreadable
+from app.rollout.state import StateAway, StateConflict, StateDoubtful, StateStore, StateUnreadable
 
 _LOGGER = logging.getLogger(__name__)
 
 DOCUMENT = "rollout"
+
+# A share that is to shrink waits so long for its store: Redis answers or is away within that, and a disk may hang.
+_RETREAT_S = 0.9
+_MAX_ACCOUNTS = 20  # that a record of the audit log names
 
 
 class NotStored(Exception):
@@ -58,6 +62,7 @@ class Rollout:
         self._refresh_period_s = refresh_period_s
         self._version = 0
         self._changing = asyncio.Lock()
+        self._late: set[asyncio.Task[None]] = set()  # records and writes that nobody waits for any more
         self._refresher: asyncio.Task[None] | None = None
         self.record = initial
 
@@ -94,7 +99,8 @@ class Rollout:
         """Make a move and return the record that is in force then.
 
         What moves somebody to a canary is recorded and stored first, or not done. What moves nobody there, a rollback
-        above all, waits for no disk: where it cannot be stored it is in force here, and the caller is told.
+        above all, is in force within a second whatever the disk does: where it is not stored by then, the caller is
+        told.
 
         Args:
             move: From the record in force to the next; asked again where somebody else was quicker.
@@ -103,7 +109,7 @@ class Rollout:
 
         Raises:
             MoveRefused: The move says so, or a share was to grow and the change could not be recorded.
-            NotStored: It is in force until this process ends.
+            NotStored: It is in force until this process ends, or until a slow disk has it after all.
             StateAway: The store cannot be reached, or `StateDoubtful`: it was lost meanwhile.
             StateConflict: Others changed it at the same time, and twice.
             StateUnreadable, OSError: The store could not be read or written.
@@ -137,25 +143,42 @@ class Rollout:
             await self._store.write(DOCUMENT, new.document(), version)
         except BaseException as error:
             if self._audit is not None:
-                await self._audit.note(
-                    Change(change.who, "abandoned", change.before, change.after, type(error).__name__)
-                )
+                end: Action = "doubtful" if isinstance(error, StateDoubtful) else "abandoned"
+                await self._audit.note(Change(change.who, end, change.before, change.after, type(error).__name__))
             raise
         self._take(new, version)
         self._announce(change)
 
     async def _retreat(self, change: Change, new: Record, version: int) -> None:
-        fault: OSError | None = None
+        fault = ""
+        written = self._aside(self._store.write(DOCUMENT, new.document(), version))
+        await asyncio.wait({written}, timeout=_RETREAT_S)
         try:
-            await self._store.write(DOCUMENT, new.document(), version)
+            if written.done():
+                written.result()
+            else:
+                fault = "the disk has not answered yet"
         except OSError as error:
-            fault = error
+            fault = error.strerror or "the disk refused it"
         self._take(new, version)
         self._announce(change)
         if self._audit is not None:
-            await self._audit.note(change)
-        if fault is not None:
-            raise NotStored(fault.strerror or "the disk refused it") from fault
+            recorded = self._aside(self._audit.note(change))
+            await asyncio.wait({recorded}, timeout=_RETREAT_S)
+        if fault:
+            raise NotStored(fault)
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin what goes on though nobody should wait for it any more."""
+        task = asyncio.create_task(work)
+        self._late.add(task)
+        task.add_done_callback(self._finish)
+        return task
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._late.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOGGER.debug("a change was not stored: %s", error)  # who waited for it was told
 
     def _take(self, record: Record, version: int) -> None:
         if version > self._version:  # what others wrote meanwhile may have been read already
@@ -180,11 +203,17 @@ class Rollout:
 def _change(action: Action, old: Record, new: Record, evidence: Mapping[str, Any], version: int) -> Change:
     """The audit log's record; all workers that see the same record come into force give it the same name."""
     digest = hashlib.sha256(json.dumps(new.document(), sort_keys=True).encode()).hexdigest()[:16]
+    before, after = old.summary(), new.summary()
+    accounts = sorted(dict(old.overrides.items() ^ new.overrides.items()))[:_MAX_ACCOUNTS]
+    if accounts:
+        before["accounts"], after["accounts"] = ({a: r.overrides.get(a) for a in accounts} for r in (old, new))
+    if new.run is not None and (old.run is None or old.run.id != new.run.id):
+        evidence = {**evidence, "plan": new.run.plan.model_dump(mode="json")}
     return Change(
         who=new.changed_by,
         action=action,
-        before=old.summary(),
-        after=new.summary(),
+        before=before,
+        after=after,
         why=new.reason,
         evidence=evidence,
         once=f"rollout {version} {digest}",

@@ -33,6 +33,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from app.backends.base import Answer, Arm, Backend, Call
 from app.rollout.compare import Comparison, Floats, compare
 from app.rollout.dispatch import Served
@@ -71,6 +73,9 @@ class Books(Protocol):
 
     def observe_distances(self, distances: Floats) -> None:
         """Total variation distances of the windows that both arms have answered, float64[B], 0..1."""
+
+    def observe_gaps(self, gaps: Floats) -> None:
+        """How far their expected returns are apart, float64[B], in combined standard deviations, 0 or more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,6 +278,8 @@ class Shadow:
         comparison = compare(answers["stable"].prediction, answers["canary"].prediction)
         self._books.count("compared")
         self._books.observe_distances(comparison.distance)
+        if comparison.regression_gap is not None:
+            self._books.observe_gaps(np.abs(comparison.regression_gap))
         add_to(offer.setup.evidence, comparison)
 
     def _note_queue(self, backend: str, answer: Answer, now: float) -> None:
@@ -293,10 +300,11 @@ def position(request_id: str) -> float:
 
 def add_to(evidence: Evidence, comparison: Comparison) -> None:
     """Count every compared window."""
+    beyond = comparison.outside_interval
     for stable, canary, outside in zip(
         comparison.stable_class.tolist(),
         comparison.canary_class.tolist(),
-        comparison.outside_interval.tolist(),
+        [None] * len(comparison.distance) if beyond is None else beyond.tolist(),
         strict=True,
     ):
         evidence.count_shadow(stable, canary, outside_interval=outside)

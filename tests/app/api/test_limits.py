@@ -110,3 +110,12 @@ async def test_single_accounts_have_limits_of_their_own_and_are_told_them(make_g
             answers = [await gateway.predict(headers=headers) for _ in range(limit + 1)]
             assert [answer.status_code for answer in answers] == [200] * limit + [429]
             assert {answer.headers["ratelimit-policy"] for answer in answers} == {f'"predict";q={limit};w=60'}
+
+
+async def test_who_looks_too_often_can_still_stop_everything(make_gateway: MakeGateway) -> None:
+    async with make_gateway(ops_rate_limit=2) as gateway:
+        operator = gateway.bearer("ops admin")
+        looks = [(await gateway.client.get("/rollout", headers=operator)).status_code for _ in range(3)]
+        assert looks == [200, 200, 429]
+        kill = {"scope": "global", "killed": True, "reason": "feed is wrong"}
+        assert (await gateway.client.put("/kill", json=kill, headers=operator)).status_code == 200

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
+from app.backends.fake import FakeBackend
 from app.errors import PROBLEM_JSON
 from app.rollout.state import StateAway, StateConflict, StateDoubtful, StateUnreadable
-from tests.app.under_test import NOW, GatewayUnderTest
+from tests.app.under_test import NOW, GatewayUnderTest, MakeGateway
 
 
 async def test_the_share_moves_traffic_at_once_and_says_who_moved_it(gateway: GatewayUnderTest) -> None:
@@ -105,3 +107,38 @@ async def test_a_share_that_cannot_be_stored_is_503_and_says_what_became_of_it(
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert detail in response.json()["detail"]
     assert "qx-mark" not in response.text
+
+
+async def test_nobody_is_moved_back_to_a_backend_that_is_not_there(make_gateway: MakeGateway) -> None:
+    async with make_gateway(backends=[FakeBackend("ray_serve")]) as gateway:
+        admin = gateway.bearer("admin ops", subject="ann")
+        for method, path, body in (
+            ("PUT", "", {"ray_serve_fraction": 0.0}),
+            ("POST", "/rollback", {}),
+            ("POST", "/rollback", {"to": "legacy"}),
+        ):
+            response = await gateway.client.request(method, f"/rollout{path}", json=body, headers=admin)
+            assert (response.status_code, "legacy is not configured" in response.text) == (409, True)
+        shown = (await gateway.client.get("/rollout", headers=admin)).json()
+        assert (shown["share"], shown["backends"]) == (1.0, ["ray_serve"])
+
+
+async def test_a_promotion_of_a_step_that_was_left_already_is_refused(gateway: GatewayUnderTest) -> None:
+    admin = gateway.bearer("admin ops", subject="ann")
+
+    async def move(name: str, **body: object) -> httpx.Response:
+        return await gateway.client.post(f"/rollout/{name}", json=body, headers=admin)
+
+    await gateway.client.put("/rollout", json={"ray_serve_fraction": 0.0}, headers=admin)
+    seen = (await move("start")).json()["epoch"]
+    assert (await move("promote", epoch=seen)).json()["share"] == 0.05
+    refused = await move("promote", epoch=seen)
+    assert (refused.status_code, "moved on" in refused.text) == (409, True)
+    assert (await move("promote")).json()["share"] == 0.25
+
+
+async def test_who_changes_something_is_named_with_their_tenant(gateway: GatewayUnderTest) -> None:
+    response = await gateway.client.put(
+        "/rollout", json={"ray_serve_fraction": 0.5}, headers=gateway.bearer("admin", "s" * 255, tenant="t" * 255)
+    )
+    assert response.json()["changed_by"] == f"{'t' * 255}/{'s' * 255}"

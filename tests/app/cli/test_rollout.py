@@ -143,7 +143,12 @@ OURS = ["cnn_lstm_predictor", "cnn_lstm_predictor-4"]
     ],
 )
 def test_only_applications_of_ours_that_serve_nobody_are_deleted(stable: str, canary: str, idle: list[str]) -> None:
-    assert idle_applications({"stable": stable, "canary": canary}, OURS) == idle
+    document = {"stable": stable, "canary": canary, "backends": ["legacy", "ray_serve"]}
+    assert idle_applications(document, OURS) == idle
+
+
+def test_without_legacy_no_application_is_idle_where_it_should_serve() -> None:
+    assert idle_applications({"stable": "legacy", "canary": "ray_serve", "backends": ["ray_serve"]}, OURS) == []
 
 
 def test_applications_are_ours_by_name_and_by_what_they_run() -> None:

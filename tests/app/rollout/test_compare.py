@@ -54,7 +54,7 @@ def test_without_an_uncertainty_there_is_no_gap() -> None:
     without = fake_prediction(2, Options(return_uncertainty=False))
     comparison = compare(fake_prediction(2), without)
     assert comparison.regression_gap is None
-    assert comparison.outside_interval.tolist() == [False, False]
+    assert comparison.outside_interval is None
 
 
 def test_predictions_for_different_numbers_of_windows_are_not_compared() -> None:

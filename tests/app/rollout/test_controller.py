@@ -79,6 +79,7 @@ async def rig() -> Rig:
 
 
 async def test_a_step_is_passed_when_its_time_and_its_samples_are_there_and_not_before(rig: Rig) -> None:
+    await rig.see("stable", 500)
     await rig.tick(11)
     assert rig.state == (0.1, "running")
     await rig.see("canary", 49)
@@ -92,6 +93,31 @@ async def test_a_step_is_passed_when_its_time_and_its_samples_are_there_and_not_
     assert rig.state == (1.0, "running")
     await rig.tick(2)
     assert rig.state == (1.0, "done")
+
+
+async def test_no_share_grows_on_a_guard_that_nothing_was_seen_to_judge_by(rig: Rig) -> None:
+    await rig.see("canary", 50)
+    await rig.tick(60)
+    assert rig.state == (0.1, "running")
+    await rig.see("stable", 1)
+    await rig.tick()
+    assert rig.state == (1.0, "running")
+
+
+async def test_a_canary_of_everybody_that_was_never_compared_waits_for_somebody() -> None:
+    rig = Rig(steps=STEPS[1:])
+    await rig.start()
+    await rig.see("canary", 0, failed=2500)
+    await rig.tick(60)
+    assert rig.state == (1.0, "waiting")
+    assert "errors" in rig.rollout.record.reason
+
+
+async def test_a_step_that_asks_for_no_samples_asks_for_no_evidence() -> None:
+    rig = Rig(steps=(Step(share=0.5, hold_s=1, samples=0), *STEPS[1:]))
+    await rig.start()
+    await rig.tick(2)
+    assert rig.state == (1.0, "running")
 
 
 async def test_a_broken_guard_takes_the_share_back_at_once_and_keeps_the_evidence(rig: Rig) -> None:
@@ -137,6 +163,7 @@ async def test_a_manual_gate_waits_for_somebody() -> None:
 async def test_no_share_grows_in_a_freeze() -> None:
     rig = Rig(freezes=(Freeze(days=("thu",), begin=time(0, 0), end=time(1, 0), zone="UTC"),))  # 1970-01-01 was one
     await rig.start()
+    await rig.see("stable", 500)
     await rig.see("canary", 50)
     await rig.tick(60)
     assert rig.state == (0.1, "running")
@@ -160,6 +187,7 @@ async def test_another_controller_goes_on_with_all_that_was_judged(rig: Rig) -> 
 
 
 async def test_evidence_that_began_anew_is_counted_from_there(rig: Rig) -> None:
+    await rig.see("stable", 500)
     await rig.see("canary", 30)
     await rig.tick(2)
     rig.pool = LocalPool()  # a restart of what held it
@@ -171,10 +199,12 @@ async def test_evidence_that_began_anew_is_counted_from_there(rig: Rig) -> None:
 
 
 async def test_what_came_back_as_it_was_earlier_is_not_judged_again(rig: Rig) -> None:
+    await rig.see("stable", 500)
     await rig.see("canary", 40)
     await rig.tick(2)
     rig.pool = LocalPool()  # its last minute is lost, and the rest is there again
     rig.controller = rig.another()
+    await rig.see("stable", 500)
     await rig.see("canary", 30)
     await rig.tick(20)
     assert rig.state == (0.1, "running")  # 40 were seen, and not 70
@@ -199,6 +229,7 @@ async def test_a_breach_is_in_force_before_anything_is_kept(rig: Rig, monkeypatc
 
 
 async def test_of_two_controllers_the_one_without_the_lease_does_nothing(rig: Rig) -> None:
+    await rig.see("stable", 500)
     rig.lease.is_ours = False
     await rig.see("canary", 50)
     await rig.tick(20)
@@ -224,6 +255,7 @@ async def test_a_decision_on_what_is_in_force_no_more_is_not_made(rig: Rig) -> N
     elsewhere = rollout_over(rig.store, 0.0)
     await elsewhere.load()
     await elsewhere.change(lambda record: moves.set_share(record, 0.3, By("ben", rig.now)))
+    await rig.see("stable", 500)
     await rig.see("canary", 50)
     with pytest.raises(moves.MoveRefused, match="moved on"):
         await rig.tick(20)

@@ -26,6 +26,17 @@ def _outcomes_until_breach(judge: Judge, world: World, share: float, counted: st
     return None
 
 
+def test_expected_returns_too_far_apart_breach_their_guard_and_windows_without_them_do_not_count() -> None:
+    judge = Judge((Guard(signal="regression", ratio=0, slack=0.01),), ALPHA)
+    judge.see(Evidence({"shadow_windows": 1000}))
+    assert not judge.verdicts()[0].is_known
+    judge.see(Evidence({"shadow_windows": 200, "shadow_gaps": 200, "shadow_outside_interval": 1}))
+    assert (judge.breached, judge.verdicts()[0].is_known) == (False, True)
+    judge.see(Evidence({"shadow_windows": 200, "shadow_gaps": 200, "shadow_outside_interval": 30}))
+    assert judge.breached
+    assert "31 of 400" in judge.verdicts()[0].sentence
+
+
 @pytest.mark.parametrize(
     "world",
     [

@@ -83,19 +83,33 @@ def test_a_rollback_after_its_end_undoes_a_plan() -> None:
     assert (done.run.phase, back.run.phase, back.share) == ("done", "rolled_back", 0.0)
 
 
-def test_every_promotion_makes_the_step_before_the_good_one_and_the_last_ends_the_plan() -> None:
-    record = moves.promote(started(), BY)
+def test_every_step_that_was_passed_is_the_good_one_and_the_last_ends_the_plan() -> None:
+    record = moves.advance(started(), BY)
     assert record.run is not None
     assert (record.share, record.run.good, record.epoch) == (0.5, 0.1, "run.2")
-    record = moves.promote(moves.promote(record, BY), BY)
+    record = moves.advance(moves.advance(record, BY), BY)
     assert record.run is not None
     assert (record.share, record.run.phase, record.epoch) == (1.0, "done", None)
 
 
 def test_a_breach_goes_back_to_the_last_good_step_and_keeps_why() -> None:
-    record = moves.breach(moves.promote(started(), BY), BY, ["too many errors"])
+    record = moves.breach(moves.advance(started(), BY), BY, ["too many errors"])
     assert record.run is not None
     assert (record.share, record.run.phase, record.run.findings) == (0.1, "rolled_back", ("too many errors",))
+
+
+def test_a_step_that_was_promoted_away_from_before_it_was_passed_is_none_to_go_back_to() -> None:
+    hurried = moves.promote(moves.promote(started(), BY), BY)
+    assert (hurried.share, moves.breach(hurried, BY, ["too many errors"]).share) == (1.0, 0.0)
+    gated = moves.promote(moves.wait(started(), BY), BY)
+    assert moves.breach(gated, BY, ["too many errors"]).share == 0.1
+
+
+def test_of_two_who_promote_what_they_both_saw_one_does() -> None:
+    seen = started()
+    promoted = moves.promote(seen, BY, seen.epoch)
+    with pytest.raises(MoveRefused, match="moved on"):
+        moves.promote(promoted, BY, seen.epoch)
 
 
 def test_a_rollback_moves_everybody_back_those_with_shares_of_their_own_too() -> None:
@@ -230,3 +244,11 @@ def test_evidence_of_one_step_never_goes_by_the_name_of_another(names: list[str]
             continue
         if record.epoch is not None and record.run is not None:
             assert before.setdefault(record.epoch, (record.share, record.run.since)) == (record.share, record.run.since)
+
+
+def test_a_subject_that_gets_its_tenants_greater_share_moves_to_the_canary() -> None:
+    apart = record_of(0.0)
+    for account, share in (("tenant:acme", 1.0), ("sub:acme/ann", 0.0)):
+        apart = moves.set_override(apart, account, share, BY)
+    assert moves.grows(apart, moves.set_override(apart, "sub:acme/ann", None, BY))
+    assert not moves.grows(apart, moves.set_override(apart, "tenant:acme", None, BY))

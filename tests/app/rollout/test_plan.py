@@ -36,6 +36,7 @@ def test_a_guard_that_bounds_nothing_or_something_else_is_refused(guard: dict[st
         ({"stable": LEGACY, "canary": LEGACY}, "the same arm"),
         ({"guards": [{"signal": "errors"}, {"signal": "errors"}]}, "one guard per signal"),
         ({"guards": [{"signal": "class_mix"}]}, "need a shadow"),
+        ({"guards": [{"signal": "regression", "ratio": 0, "slack": 0.1}]}, "guards on regression need a shadow"),
         ({"alpha": 0}, "greater than 0"),
         ({"more": 1}, "Extra inputs"),
     ],

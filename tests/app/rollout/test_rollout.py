@@ -1,12 +1,17 @@
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.files import locked
-from app.rollout.audit import Change
+from app.rollout import moves
+from app.rollout.audit import AuditLog, Change
+from app.rollout.moves import By
+from app.rollout.plan import Plan
 from app.rollout.rollout import NotStored, Rollout, check_document
-from app.rollout.state import FileStore, MemoryStore, StateStore, StateUnreadable
+from app.rollout.state import FileStore, MemoryStore, StateDoubtful, StateStore, StateUnreadable
 from tests.app.rollout.rollouts import record_of, rollout_over, set_share
 
 
@@ -148,6 +153,54 @@ async def test_a_change_is_told_of_though_the_disk_refused_it(tmp_path: Path) ->
         ("ann", "share", 0.6),
         ("ben", "share", 0.0),
     ]
+
+
+async def test_a_disk_that_hangs_keeps_nobody_on_the_canary(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(MemoryStore):
+        async def write(self, name: str, document: dict[str, Any], version: int) -> None:
+            await disk.wait()
+            await super().write(name, document, version)
+
+    monkeypatch.setattr("app.rollout.rollout._RETREAT_S", 0.0)
+    disk, store = asyncio.Event(), Hanging()
+    rollout = rollout_over(store, 0.5)
+    async with asyncio.timeout(5):
+        for share in (0.2, 0.0):
+            with pytest.raises(NotStored, match="not answered"):
+                await set_share(rollout, share)
+            assert rollout.record.share == share
+        disk.set()
+        while (stored := await store.read("rollout")) is None or stored.version < 2:
+            await asyncio.sleep(0)
+    assert stored.document["share"] == 0.0
+
+
+async def test_the_log_says_what_accounts_had_and_have_and_what_a_plan_is(tmp_path: Path) -> None:
+    rollout = Rollout(MemoryStore(), initial=record_of(0.0), audit=AuditLog(tmp_path / "audit.jsonl"))
+    by = By("ann", 7.0)
+    for share in (0.5, 1.0):
+        await rollout.change(lambda record, share=share: moves.set_override(record, "sub:eve", share, by), "override")
+    await rollout.change(lambda record: moves.start(record, Plan(), "run", by), "start")
+    first, second, started = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert (first["from"]["accounts"], first["to"]["accounts"]) == ({"sub:eve": None}, {"sub:eve": 0.5})
+    assert (second["from"]["accounts"], second["to"]["accounts"]) == ({"sub:eve": 0.5}, {"sub:eve": 1.0})
+    assert Plan.model_validate(started["evidence"]["plan"]) == Plan()
+    assert "accounts" not in started["to"]
+
+
+async def test_a_change_of_which_the_store_said_nothing_is_no_abandoned_one(tmp_path: Path) -> None:
+    class Doubtful(MemoryStore):
+        async def write(self, name: str, document: dict[str, Any], version: int) -> None:
+            await super().write(name, document, version)
+            raise StateDoubtful
+
+    rollout = Rollout(Doubtful(), initial=record_of(0.0), audit=AuditLog(tmp_path / "audit.jsonl"))
+    with pytest.raises(StateDoubtful):
+        await set_share(rollout, 0.5)
+    await rollout.load()
+    assert rollout.record.share == 0.5
+    actions = [json.loads(line)["action"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert actions == ["share", "doubtful"]
 
 
 async def test_whoever_changes_it_each_record_that_comes_into_force_is_told_of_once() -> None:

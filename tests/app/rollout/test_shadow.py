@@ -39,6 +39,7 @@ class Recorded:
         self.outcomes: Counter[str] = Counter()
         self.latencies: dict[str, list[float]] = {"stable": [], "canary": []}
         self.distances: list[float] = []
+        self.gaps: list[float] = []
 
     def count(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
@@ -48,6 +49,9 @@ class Recorded:
 
     def observe_distances(self, distances: Any) -> None:
         self.distances.extend(distances)
+
+    def observe_gaps(self, gaps: Any) -> None:
+        self.gaps.extend(gaps)
 
 
 class Rig:
@@ -100,7 +104,7 @@ async def test_the_other_arm_is_asked_and_what_both_say_is_evidence(rig: Rig) ->
     assert rig.evidence["shadow_windows"] == 5
     assert rig.evidence["shadow_disagreements"] == 0
     assert rig.books.outcomes == {"compared": 2}
-    assert rig.books.distances == [0.0] * 5
+    assert (rig.books.distances, rig.books.gaps) == ([0.0] * 5, [0.0] * 5)
 
 
 async def test_each_answer_is_counted_for_its_own_side(rig: Rig) -> None:
@@ -112,7 +116,7 @@ async def test_each_answer_is_counted_for_its_own_side(rig: Rig) -> None:
     rig.legacy.predict = answer_up  # type: ignore[method-assign]
     rig.offer("canary")  # the canary said down; the stable arm is asked now
     await rig.settle()
-    assert rig.evidence["shadow_stable_class_2"] == rig.evidence["shadow_canary_class_0"] == 1
+    assert rig.evidence["shadow_pair_2_0"] == 1
     assert rig.evidence["shadow_disagreements"] == 1
 
 
