@@ -278,14 +278,15 @@ def _serving_problem(error: ServingError) -> Problem:
 
 
 _RETRY_AFTER_S = {"overloaded": (1, 2), "out-of-memory": (1,)}
+_AWAY_S = (5,)
 
 
 def _retry_after(code: str) -> str:
-    """Seconds, at random, so that callers who were refused together do not come back together.
+    """Seconds, at random where work was shed: callers who were refused together are not to come back together.
 
-    Shed callers are spread over two seconds; a backend that is away needs five to be back.
+    A backend that is away needs five to be back, and begins slowly by itself.
     """
-    return str(random.choice(_RETRY_AFTER_S.get(code, (5, 6, 7))))  # noqa: S311  # jitter, not a secret
+    return str(random.choice(_RETRY_AFTER_S.get(code, _AWAY_S)))  # noqa: S311  # jitter, not a secret
 
 
 _HTTP_ERRORS: dict[int, type[GatewayError]] = {

@@ -111,9 +111,15 @@ def test_the_open_inference_protocol_has_a_form_of_its_own(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "seconds"),
-    [("overloaded", {1, 2}), ("out-of-memory", {1}), ("not-ready", {5, 6, 7}), ("replica-lost", {5, 6, 7})],
+    [
+        ("overloaded", {1, 2}),
+        ("out-of-memory", {1}),
+        *((code, {5}) for code in ("unavailable", "not-ready", "replica-lost")),
+    ],
 )
-def test_callers_who_are_refused_together_are_not_told_to_come_back_together(code: str, seconds: set[int]) -> None:
+def test_shed_callers_are_spread_and_who_finds_the_model_away_is_told_five_seconds(
+    code: str, seconds: set[int]
+) -> None:
     told = {int(problem_of(ERRORS_BY_CODE[code]()).headers["Retry-After"]) for _ in range(200)}
     assert told == seconds
 

@@ -103,7 +103,7 @@ async def test_a_model_that_hangs_costs_the_first_their_deadline_and_the_next_a_
     refused = await rig.ask()
     assert refused.status_code == 503
     assert asyncio.get_running_loop().time() - started < 0.3
-    assert int(refused.headers["retry-after"]) >= 5
+    assert refused.headers["retry-after"] == "5"
     health = await rig.gateway.client.get("/health")
     assert (health.status_code, health.json()["arms"][0]["status"]) == (503, "unhealthy")
     stats = await rig.gateway.client.get("/stats", headers=rig.gateway.bearer("ops"))

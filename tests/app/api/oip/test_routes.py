@@ -102,7 +102,7 @@ async def test_not_ready_is_503_with_retry_after(gateway: GatewayUnderTest) -> N
     for path in ("/v2/health/ready", "/v2/models/cnn_lstm/ready", "/v2/models/cnn_lstm/versions/1/ready"):
         response = await gateway.client.get(path, headers=gateway.bearer())
         assert_refused(response, 503)
-        assert int(response.headers["retry-after"]) >= 5
+        assert response.headers["retry-after"] == "5"
     assert (await gateway.client.get("/v2/health/live")).status_code == 200
 
 
