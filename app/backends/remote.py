@@ -276,16 +276,23 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _floats(fields: dict[str, Any], name: str, *shape: int) -> FloatArray | None:
     """The field as float32 of exactly this shape, None where the service does not tell it."""
-    if fields.get(name) is None:
+    values = fields.get(name)
+    if values is None:
         return None
-    try:
-        array = np.array(fields[name])
-    except ValueError:  # ragged
-        raise _misshapen() from None
-    if array.dtype.kind not in "iuf" or array.shape != shape:
+    if not _are_numbers(values, shape):
         raise _misshapen()
     with np.errstate(over="ignore"):  # an infinity is refused with the rest of what is not finite
-        return array.astype(np.float32)
+        return np.array(values, np.float64).astype(np.float32)
+
+
+def _are_numbers(values: Any, shape: tuple[int, ...]) -> bool:
+    """Whether these are lists of exactly this shape, of numbers alone.
+
+    Asked before numpy sees them: of a list of texts it makes an array in which each has the room of the longest.
+    """
+    if not shape:
+        return type(values) in (int, float)  # true and false are neither
+    return type(values) is list and len(values) == shape[0] and all(_are_numbers(each, shape[1:]) for each in values)
 
 
 def _required(fields: dict[str, Any], name: str, *shape: int) -> FloatArray:

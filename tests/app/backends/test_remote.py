@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -213,6 +214,7 @@ GARBAGE: dict[str, bytes] = {
     "ragged": garbage(predictions__classification_probs=[[0.25, 0.5, 0.25], [0.5, 0.5]]),
     "text": garbage(predictions__regression_pred=["1.0", "2.0"]),
     "truth": garbage(predictions__regression_pred=[True, False]),
+    "truth beside a number": garbage(predictions__regression_pred=[1.0, True]),
     "a null in it": garbage(predictions__regression_pred=[1.0, None]),
     "an object in it": garbage(predictions__regression_pred=[1.0, {}]),
     "no regression": garbage(predictions__regression_pred=None),
@@ -234,6 +236,19 @@ GARBAGE: dict[str, bytes] = {
 def test_garbage_is_an_invalid_answer(kind: str) -> None:
     with pytest.raises(ModelOutputInvalid):
         decode_answer(GARBAGE[kind], 2, Options(), elapsed_ms=1.0).check()
+
+
+@pytest.mark.parametrize("field", ["classification_probs", "regression_pred", "ensemble_weights"])
+def test_an_answer_of_texts_is_refused_before_it_takes_memory(field: str) -> None:
+    texts = ["x"] * 2000 + ["y" * 5000]  # as an array 40 MB or more, of an answer of 15 kB
+    content = garbage(**{f"predictions__{field}": texts})
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelOutputInvalid):
+            decode_answer(content, 2, Options(), elapsed_ms=1.0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_answer_that_garbage_is_made_of_is_good() -> None:
