@@ -166,12 +166,14 @@ class Registry:
             return sorted(entry for entry in os.listdir(root) if _is_name(entry) and _is_folder(root, entry))
 
     def versions(self, name: str) -> list[str]:
-        """Published versions of a model: numbers in order, then other names. A folder without manifest is none.
+        """Published versions of a model: numbers in order, then other names.
+
+        A folder without manifest is none, and one that cannot be looked into neither: the others can still be served.
 
         Raises:
             VersionNotFound: No such model.
         """
-        found = [entry for entry in self._folders(name) if (self._root / name / entry / MANIFEST).exists()]
+        found = [entry for entry in self._folders(name) if _fault_of(self._root / name / entry / MANIFEST) is None]
         return sorted(found, key=lambda version: (not version.isdecimal(), version.zfill(64)))
 
     def aliases(self, name: str) -> dict[str, str]:
@@ -190,6 +192,7 @@ class Registry:
         Raises:
             NameRefused: Text that can be neither version nor alias.
             VersionNotFound: Nothing of that name is published.
+            ArtefactRejected: The version cannot be read, or for `latest` none can and one is there.
         """
         _require_name(version_or_alias, "version")
         version = self.aliases(name).get(version_or_alias, version_or_alias)
@@ -199,6 +202,7 @@ class Registry:
         numbers = [candidate for candidate in versions if candidate.isdecimal()]
         if version == LATEST and numbers:
             return numbers[-1]
+        self._require_readable(name, self._folders(name) if version == LATEST else [version])
         raise VersionNotFound(f"{name} has no published version {version}")
 
     def load(self, name: str, version_or_alias: str = LATEST) -> Artefact:
@@ -329,6 +333,14 @@ class Registry:
             raise VersionExists(f"{name} version {wanted} is there and never changes: take a new number")
         return wanted
 
+    def _require_readable(self, name: str, versions: Iterable[str]) -> None:
+        """Refuse a version that is not just missing: whoever looks for it should hear where it is and what is wrong."""
+        for version in versions:
+            folder = self._root / name / version
+            fault = _fault_of(folder / MANIFEST)
+            if fault is not None and not isinstance(fault, FileNotFoundError | NotADirectoryError):
+                raise ArtefactRejected(f"{folder} cannot be read: {fault.strerror}")
+
     def _folders(self, name: str) -> list[str]:
         with self._folder(name) as model:
             return [entry for entry in os.listdir(model) if _is_name(entry) and _is_folder(model, entry)]
@@ -432,8 +444,17 @@ def _require_name(text: str, what: str) -> None:
 def _is_folder(parent: int, name: str) -> bool:
     try:
         return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-    except FileNotFoundError:  # gone since the folder was listed
+    except OSError:  # gone since the folder was listed, or not for us to see
         return False
+
+
+def _fault_of(path: Path) -> OSError | None:
+    """Why a file cannot be found, None where it can."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error
+    return None
 
 
 def _step_into(parent: int, name: str, flags: int) -> int:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -257,6 +258,46 @@ def test_a_folder_without_manifest_is_no_version_and_its_number_is_not_reused(re
     folder.with_name("2").mkdir()
     assert registry.versions(NAME) == ["1"]
     assert publish(registry) == "3"
+
+
+def shut(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """What `chmod 000` of the folder is to everybody but root, as whom tests may run."""
+    really = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if folder in Path(path).parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return really(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+def test_a_version_that_cannot_be_read_keeps_no_other_from_being_served(
+    registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry)
+    shut(monkeypatch, folder.with_name("2"))
+    assert registry.versions(NAME) == ["1"]
+    assert registry.load(NAME).version == "1"
+    assert registry.models() == [NAME]
+    assert publish(registry) == "3"  # its number is taken all the same
+
+
+@pytest.mark.parametrize("asked", ["1", "latest", "stable"])
+def test_a_version_that_is_asked_for_and_cannot_be_read_is_named_with_its_path(
+    registry: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    registry.set_alias(NAME, "stable", "1")
+    shut(monkeypatch, folder)
+    with pytest.raises(ArtefactRejected, match=f"^{folder} cannot be read: Permission denied$"):
+        registry.load(NAME, asked)
+
+
+def test_a_manifest_that_is_a_loop_of_links_is_named_with_its_path(registry: Registry, folder: Path) -> None:
+    (folder / "MANIFEST.json").unlink()
+    (folder / "MANIFEST.json").symlink_to("MANIFEST.json")
+    with pytest.raises(ArtefactRejected, match=f"^{folder} cannot be read: Too many levels"):
+        registry.load(NAME, "1")
 
 
 def test_a_version_above_the_size_cap_is_refused_before_it_is_written(tmp_path: Path) -> None:
