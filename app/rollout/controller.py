@@ -203,10 +203,14 @@ class Controller:
         self._course.see(run.epoch, await self._pool.total(run.epoch))
         now = self._wall_clock()
         decision = decide(record, self._course.judge.verdicts(), self._course.samples, now)
-        if decision is not None:
-            await self._do(decision, record, now)  # before anything that a slow disk may hold up
-        if decision is not None or now - self._kept_at >= _KEEP_PERIOD_S or now < self._kept_at:
-            await self._keep(now)
+        is_due = now - self._kept_at >= _KEEP_PERIOD_S or now < self._kept_at
+        try:
+            if decision is not None:
+                await self._do(decision, record, now)  # before anything that a slow disk may hold up
+                is_due = True
+        finally:
+            if is_due:  # what was judged outlives a move that could not be made
+                await self._keep(now)
 
     async def _rest(self) -> None:
         if self._holding:
@@ -252,11 +256,16 @@ class Controller:
         await self._rollout.change(move, decision.action, {"guards": guards, "samples": self._course.samples})
 
     async def _keep_ticking(self) -> None:
+        told = ""
         while True:
             await asyncio.sleep(PERIOD_S)
+            fault = ""
             try:
                 await self.tick()
             except (EvidenceAway, StateAway, StateConflict, StateUnreadable, MoveRefused, NotStored, OSError) as error:
-                _LOGGER.warning("the plan stands still: %s: %s", type(error).__name__, error)
+                fault = f"{type(error).__name__}: {error}"
             except Exception:
                 _LOGGER.exception("the plan stands still, for a reason that was not foreseen")
+            if fault and fault != told:  # once, and not four times a second
+                _LOGGER.warning("the plan stands still: %s", fault)
+            told = fault

@@ -61,6 +61,7 @@ class Rollout:
         self._on_record = on_record
         self._refresh_period_s = refresh_period_s
         self._version = 0
+        self._refusal = ""
         self._changing = asyncio.Lock()
         self._late: set[asyncio.Task[None]] = set()  # records and writes that nobody waits for any more
         self._refresher: asyncio.Task[None] | None = None
@@ -137,8 +138,11 @@ class Rollout:
             try:
                 await self._audit.append(change)
             except AuditRefused as refused:
-                _LOGGER.error("nothing was changed, since it cannot be recorded: %s", refused)
+                if str(refused) != self._refusal:  # a controller tries again and again
+                    _LOGGER.error("nothing was changed, since it cannot be recorded: %s", refused)
+                self._refusal = str(refused)
                 raise MoveRefused("the change cannot be recorded, and no share grows without its record") from None
+            self._refusal = ""
         try:
             await self._store.write(DOCUMENT, new.document(), version)
         except BaseException as error:

@@ -228,6 +228,22 @@ async def test_a_breach_is_in_force_before_anything_is_kept(rig: Rig, monkeypatc
     assert rig.state == (0.0, "rolled_back")
 
 
+async def test_what_was_judged_is_kept_though_the_move_cannot_be_made(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise moves.MoveRefused("the change cannot be recorded")
+
+    monkeypatch.setattr(rig.rollout, "change", refuse)
+    await rig.see("stable", 500)
+    await rig.see("canary", 50)
+    with pytest.raises(moves.MoveRefused):
+        await rig.tick(20)
+    found = await rig.controller.findings()
+    assert found is not None
+    assert found["samples"] == 50
+
+
 async def test_of_two_controllers_the_one_without_the_lease_does_nothing(rig: Rig) -> None:
     await rig.see("stable", 500)
     rig.lease.is_ours = False
