@@ -37,6 +37,7 @@ class FileSource(Generic[T]):
         self._record = record
         self._background = Background(self._run)
         self._looking = asyncio.Lock()
+        self._looks = 0
 
     def load(self) -> None:
         """Read the file for the first time.
@@ -77,7 +78,12 @@ class FileSource(Generic[T]):
             await self._look_once()
 
     async def _look_once(self) -> None:
+        """Look at the file; who comes while one looks shares the next look, and no more of them queue than that."""
+        looks = self._looks
         async with self._looking:
+            if self._looks > looks:
+                return  # it began after we came
+            self._looks += 1
             try:
                 self._put(await asyncio.to_thread(self._look))
             except (OSError, ValueError) as error:

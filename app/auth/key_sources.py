@@ -25,6 +25,7 @@ from app.auth.watched_file import WatchedFile
 
 FETCH_TIMEOUT_S = 5.0
 MIN_REFRESH_S = 5.0
+MAX_FETCHES_AT_ONCE = 2
 FIRST_FETCH_PATIENCE_S = 1.0
 
 _WHAT = "tokens"
@@ -49,11 +50,35 @@ class KeyFile(FileSource[KeySet]):
         super().__init__(file, read_jwks, take, SourceRecord(_WHAT, count))
 
 
+class FetchPace:
+    """How often an issuer may be asked before that is due: twice in a row, then once in five seconds.
+
+    A bucket that refills evenly, kept as the time when it is full again. A stranger who sends an unknown key's token
+    every five seconds takes what flows in, and one fetch is left for a key that came just after the last.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._full_at = -math.inf
+
+    def wait_s(self) -> float:
+        """Seconds until an early fetch is within the pace; 0 where one is now."""
+        return max(0.0, self._full_at - (MAX_FETCHES_AT_ONCE - 1) * MIN_REFRESH_S - self._clock())
+
+    def spend(self) -> None:
+        """Count an early fetch."""
+        self._full_at = max(self._full_at, self._clock()) + MIN_REFRESH_S
+
+
 class KeyUrl:
     """A JWKS document behind a URL, fetched when it is due and, seldom, when a token names a key that is not known.
 
-    The issuer's `Cache-Control: max-age` may ask for earlier fetches than the setting, down to one in five seconds.
-    Keys that it has not given for long may have been withdrawn without our hearing of it, and are let go.
+    The issuer's `Cache-Control: max-age` may ask for earlier fetches than the setting, down to one in five seconds, and
+    strange tokens cause 14 more in a minute at most (`FetchPace`). Keys that it has not given for long may have been
+    withdrawn without our hearing of it, and are let go.
 
     Args:
         url: https, or http on loopback.
@@ -87,14 +112,17 @@ class KeyUrl:
         self._background = Background(self._run)
         self._failures = 0
         self._text = b""
+        self._pace = FetchPace(clock)
         self._wanted = asyncio.Event()
-        self._rests_until: float | None = None  # None while a fetch is under way
+        self._begun = self._ended = 0  # fetches
         self._fetched = asyncio.Event()
 
     async def start(self) -> None:
         """Begin, and give an issuer that answers the time to do so, or the first tokens would be told to wait."""
         self._background.start()
-        await self._wait_for_fetch(FIRST_FETCH_PATIENCE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_FETCH_PATIENCE_S):
+                await self._fetched.wait()
 
     async def stop(self) -> None:
         await self._background.stop()
@@ -102,40 +130,44 @@ class KeyUrl:
     async def renew(self) -> bool:
         """Have the set fetched soon, and wait for that as long as a caller can; whether it has brought new keys.
 
-        Fetches keep their distance however many strange tokens come: within it this only asks and does not wait.
+        Fetches keep their pace however many strange tokens come: where none is to be had this only asks and does not
+        wait. One that is under way may have read the issuer's answer of before, so the next is waited for too.
         """
-        before = self._record.generation
+        generation, fetch = self._record.generation, self._begun + 1
         self._wanted.set()
-        if self._rests_until is None or self._clock() >= self._rests_until:
-            await self._wait_for_fetch(RENEWAL_PATIENCE_S)
-        return self._record.generation != before
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RENEWAL_PATIENCE_S):
+                while self._record.generation == generation and self._ended < fetch and self._comes_soon():
+                    await self._fetched.wait()
+        return self._record.generation != generation
 
     def document(self) -> dict[str, Any]:
         """For `/stats`."""
         return {"source": "url", **self._record.document()}
 
-    async def _wait_for_fetch(self, patience_s: float) -> None:
-        """Wait until the fetch that is under way, or the next one, has ended; not longer than this."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await self._fetched.wait()
+    def _comes_soon(self) -> bool:
+        """Whether a fetch is under way, or begins now that one is wanted."""
+        return self._begun > self._ended or not self._pace.wait_s()
 
     async def _run(self) -> None:
         while True:
             await self._rest(await self.fetch())
 
     async def _rest(self, seconds: float) -> None:
-        """Wait for the next fetch: never less than the distance between two, then until it is due or wanted."""
-        distance_s = min(seconds, MIN_REFRESH_S)
-        self._rests_until = self._clock() + distance_s
-        await asyncio.sleep(distance_s)
+        """Wait until the next fetch is due, or is wanted and within the pace."""
+        wait_s = self._pace.wait_s()
+        if wait_s >= seconds:
+            await asyncio.sleep(seconds)
+            return
+        await asyncio.sleep(wait_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds - distance_s):
+            async with asyncio.timeout(seconds - wait_s):
                 await self._wanted.wait()
+                self._pace.spend()
 
     async def fetch(self) -> float:
         """Fetch the set once and take it when it is good and new; returns the seconds until the next is due."""
-        self._rests_until = None
+        self._begun += 1
         self._wanted.clear()
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
@@ -153,6 +185,7 @@ class KeyUrl:
         except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:  # a time-out is an OSError
             return self._note_failure(f"the issuer's URL does not answer: {type(error).__name__}")
         finally:
+            self._ended += 1
             self._fetched.set()
             self._fetched = asyncio.Event()
         self._failures = 0

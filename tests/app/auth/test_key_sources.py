@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from app.auth import KeyFile, KeySet, KeyUrl, key_sources, watched_file
 from app.auth import file_source as file_source_module
 from app.auth.jwks import KeysRefused
+from app.auth.key_sources import FetchPace
 from app.auth.watched_file import WatchedFile
 from tests.app.auth.issuer import certificate, issuing
 from tests.app.auth.signing import ec_key, jwks, public_jwk, rsa_key
@@ -416,8 +418,92 @@ async def test_strange_tokens_cannot_make_fetches_frequent_nor_be_held_up(taken:
         assert [await source.renew() for _ in range(500)] == [False] * 500
         assert time.monotonic() - started_at < key_sources.RENEWAL_PATIENCE_S
         await asyncio.sleep(0.3)  # in which a fetch would have come, were there no distance between two
-        assert len(issuer.hits) == 1
+        assert len(issuer.hits) == 1 + key_sources.MAX_FETCHES_AT_ONCE
         await source.stop()
+
+
+async def test_a_key_that_is_added_just_after_a_fetch_is_found_at_once_though_a_stranger_asked_before(
+    taken: Taken,
+) -> None:
+    async with issuing(jwks(FIRST)) as issuer:
+        source = url_source(issuer.url, taken)
+        await source.start()
+        assert await source.renew() is False
+        issuer.body = jwks(FIRST, SECOND)
+        assert await source.renew() is True
+        assert taken.kids() == {"first", "second"}
+        await source.stop()
+
+
+async def test_who_asks_while_an_older_answer_is_on_its_way_waits_for_the_next(taken: Taken) -> None:
+    source = url_source("http://127.0.0.1:9/keys", taken)
+    answers, asked = [asyncio.Event() for _ in range(3)], 0
+
+    async def answer() -> tuple[bytes, float]:
+        nonlocal asked
+        asked += 1
+        text = jwks(FIRST) if asked < 3 else jwks(FIRST, SECOND)
+        await answers[asked - 1].wait()
+        return text, 300.0
+
+    source._get = answer  # type: ignore[method-assign]
+    answers[0].set()
+    await source.start()
+    early = asyncio.create_task(source.renew())
+    await until(lambda: asked == 2)
+    late = asyncio.create_task(source.renew())  # the key is added now, after the issuer has read what it answers
+    await asyncio.sleep(0)
+    answers[1].set()
+    assert await early is False
+    answers[2].set()
+    assert await late is True
+    await source.stop()
+
+
+def test_early_fetches_come_two_in_a_row_and_then_every_five_seconds() -> None:
+    clock = Moved()
+    pace = FetchPace(clock)
+    spent = []
+    for _ in range(600):
+        if not pace.wait_s():
+            pace.spend()
+            spent.append(clock.now - 1000.0)
+        clock.now += 0.1
+    assert [round(moment) for moment in spent[:4]] == [0, 0, 5, 10]
+    assert len(spent) <= 14
+
+
+def test_a_stranger_who_asks_every_five_seconds_leaves_one_fetch_for_others() -> None:
+    clock = Moved()
+    pace = FetchPace(clock)
+    for _ in range(100):
+        pace.spend()
+        assert pace.wait_s() == 0.0
+        clock.now += 5.0
+
+
+async def test_of_many_who_ask_while_one_looks_at_the_file_all_share_the_next_look(
+    path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = file_source(path, taken)
+    looks, slow = [], threading.Event()
+    really = source._look
+
+    def look() -> KeySet | None:
+        looks.append(path.read_bytes())
+        slow.wait(5)
+        return really()
+
+    monkeypatch.setattr(source, "_look", look)
+    first = asyncio.create_task(source.renew())
+    await until(lambda: len(looks) == 1)
+    replace(path, jwks(SECOND))
+    others = [asyncio.create_task(source.renew()) for _ in range(50)]
+    await asyncio.sleep(0)
+    slow.set()
+    await asyncio.gather(first, *others)
+    assert taken.kids() == {"second"}
+    assert len(looks) == 2
 
 
 async def test_nobody_waits_long_for_an_issuer_that_hangs(taken: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
