@@ -22,6 +22,7 @@ MISSING = "missing"
 _LOCAL = "local"
 _WINDOW_S = 60.0
 _TICK_S = 1e-6  # what adding up intervals may be off
+_MAX_WAITING = 64
 
 
 class FailureLimit:
@@ -62,7 +63,9 @@ class Door:
     """Lets in who has a valid credential.
 
     Failures are limited by address, so that nobody can try many; a request without any credential tries nothing, is
-    refused and not counted. Who has a valid one passes from whatever address.
+    refused and not counted. Who has a valid one passes from whatever address, also with a key that has only just come:
+    new keys are looked for whoever asks, and their source bounds how often and for how long. Only when many wait for
+    that already, those from an address that has failed too often do not: while an issuer hangs, strangers would gather.
 
     Args:
         tokens: Judges tokens.
@@ -87,6 +90,7 @@ class Door:
         self._limit = limit
         self._count_failure = count_failure
         self._renew = renew
+        self._waiting = 0
 
     async def admit(self, scope: Scope) -> Principal:
         """Who sends this request.
@@ -110,7 +114,13 @@ class Door:
             raise self._refusal(error, scope) from None
 
     async def _has_new_keys(self, scope: Scope) -> bool:
-        return self._renew is not None and not self._limit.wait_s(address_of(scope)) and await self._renew()
+        if self._renew is None or (self._waiting >= _MAX_WAITING and self._limit.wait_s(address_of(scope))):
+            return False
+        self._waiting += 1
+        try:
+            return await self._renew()
+        finally:
+            self._waiting -= 1
 
     def _refusal(self, error: Unauthenticated, scope: Scope) -> Unauthenticated | TooManyFailures:
         self._count_failure(error.reason)

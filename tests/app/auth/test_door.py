@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ class DoorUnderTest:
         self.failures: list[str] = []
         self.looks = 0
         self.found: dict[str | None, Key] = {}
+        self.hanging: asyncio.Event | None = None
         self.credential, key = make_key(Principal("script"), b"p" * 48, now=NOW, lifetime_s=None)
         api_keys = ApiKeyVerifier(Clock())
         api_keys.replace(ApiKeys({key.id: key}, b"p" * 48))
@@ -42,6 +44,8 @@ class DoorUnderTest:
 
     async def _look(self) -> bool:
         self.looks += 1
+        if self.hanging is not None:
+            await self.hanging.wait()
         if self.found:
             self.tokens.replace_keys(KeySet(self.found))
         return bool(self.found)
@@ -154,11 +158,31 @@ async def test_a_token_of_a_new_key_waits_for_the_look_and_then_counts() -> None
     assert under_test.looks == 2
 
 
-async def test_an_address_that_has_failed_too_often_causes_no_more_looks() -> None:
+async def test_a_token_of_a_new_key_counts_from_an_address_that_has_failed_too_often_too() -> None:
     under_test = DoorUnderTest(keys={"old": key_of(ec_key("old"))})
+    assert [await under_test.status("x") for _ in range(12)] == [401] * 10 + [429] * 2
     token = issue(ec_key("new"), "new")
-    assert [await under_test.status(token) for _ in range(20)] == [401] * 10 + [429] * 10
-    assert under_test.looks == 10
+    assert await under_test.status(token) == 429
+    under_test.found = {"new": key_of(ec_key("new"))}
+    assert await under_test.status(token) == 200
+
+
+async def test_a_look_that_hangs_keeps_few_strangers_and_everybody_who_has_not_failed_too_often() -> None:
+    under_test = DoorUnderTest(keys={"old": key_of(ec_key("old"))})
+    for _ in range(10):
+        await under_test.status("x")
+    under_test.hanging = asyncio.Event()
+    token = issue(ec_key("new"), "new")
+    strangers = [asyncio.create_task(under_test.status(token)) for _ in range(200)]
+    other = asyncio.create_task(under_test.status(token, ("192.0.2.2", 1)))
+    await asyncio.sleep(0)
+    assert (under_test.looks, sum(task.done() for task in strangers)) == (65, 200 - 64)
+    under_test.found = {"new": key_of(ec_key("new"))}
+    under_test.hanging.set()
+    assert [await task for task in strangers] == [200] * 64 + [429] * 136
+    assert await other == 200
+    under_test.hanging = None
+    assert await under_test.status(token) == 200  # their places are free again
 
 
 @pytest.mark.parametrize(
