@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from app.api.deps import Gateway, Service
+from app.api.desk import Desk
 from app.api.ops import replica_figures
 from app.api.recent import Recent
 from app.backends.base import Backend
@@ -77,6 +78,7 @@ def wire(
         sticky_key=sticky_key,
         arms=arms,
         rolling=rolling,
+        desk=Desk(rolling.experiment.log, clock=clock),
         identity=_identity(settings, metrics, clock, wall_clock, waits_for_keys=waits_for_keys),
         limiting=_limiting(settings, sticky_key, metrics, clock),
         prober=Prober(arms, clock=clock, wall_clock=wall_clock),
@@ -92,6 +94,7 @@ class _Rooms(NamedTuple):
     sticky_key: bytes
     arms: Sequence[Guarded]
     rolling: RolloutParts
+    desk: Desk
     identity: Identity
     limiting: _Limiting
     prober: Prober
@@ -113,6 +116,7 @@ def _gateway(settings: Settings, rooms: _Rooms, clock: Callable[[], float], wall
         kills=rolling.kills,
         trial=rolling.trial,
         experiment=rolling.experiment,
+        desk=rooms.desk,
         audit=rolling.audit,
         prober=rooms.prober,
         replicas=Recent(partial(replica_figures, arms), keep_s=_REPLICAS_GOOD_S, clock=clock),
@@ -144,6 +148,7 @@ def _services(rooms: _Rooms, clock: Callable[[], float]) -> Sequence[Service]:
     return (
         LoopLag(observe_lag, clock=clock),
         *rolling.services,
+        rooms.desk,
         *rooms.limiting.services,
         *rooms.identity.sources.values(),
         *rooms.arms,

@@ -10,6 +10,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from app.api import docs
+from app.api.desk import Desk
 from app.api.recent import Recent
 from app.auth import Door, Principal
 from app.backends.base import Backend
@@ -69,6 +70,7 @@ class Gateway:
     kills: KillSwitch
     trial: Trial
     experiment: Experiment
+    desk: Desk
     audit: AuditLog
     prober: Prober
     replicas: Recent[dict[str, Any] | None]

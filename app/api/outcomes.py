@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sqlite3
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request
@@ -17,20 +14,15 @@ from app.api.deps import Admin, GatewayDep, Operator
 from app.api.documents import count_strings, refuse_repeated_names
 from app.api.schemas import problems
 from app.backends.base import MAX_CALL_WINDOWS
-from app.errors import BadRequest, InvalidInput, StateUnavailable, UnsupportedBody, invalid_model
+from app.errors import BadRequest, InvalidInput, UnsupportedBody, invalid_model
 from app.rollout.experiment_log import Outcome
-from app.rollout.experiment_report import report
 from serve_app.contract import DeadlineExceeded
-
-_LOGGER = logging.getLogger(__name__)
 
 MAX_OUTCOMES = 1000
 _MAX_BODY_BYTES = 256 * 1024
 _BODY_TIMEOUT_S = 2.0
 _HEADERS = frozenset({b"content-type", b"content-length", b"content-encoding"})
 _MAX_RETURN = 1e6  # volatilities: beyond it somebody mistook the unit
-
-_T = TypeVar("_T")
 
 router = APIRouter(prefix="/rollout", tags=["rollout"], responses=problems(401, 403, 429))
 
@@ -87,11 +79,13 @@ async def tell_outcomes(request: Request, gateway: GatewayDep, _: Admin) -> dict
     """
     told = _parse(await _read(request))
     outcomes = [Outcome(of.request_id, of.window, of.label, of.realized) for of in told.root]
-    labelled = await _from_log(lambda: gateway.experiment.log.label(outcomes))
-    return dict(labelled._asdict())
+    return dict((await gateway.desk.label(outcomes))._asdict())
 
 
-@router.get("/report", responses={503: {"description": "The log cannot be read; try again."}})
+@router.get(
+    "/report",
+    responses={**problems(504), 503: {"description": "The log cannot be read, or too many ask; try again."}},
+)
 async def show_report(
     gateway: GatewayDep,
     _: Operator,
@@ -99,8 +93,11 @@ async def show_report(
         float, Query(ge=0, le=1e11, description="Seconds since the epoch; requests before do not count.")
     ] = 0,
 ) -> dict[str, Any]:
-    """How well each arm's answers met what happened, with intervals, over the requests that this gateway logged."""
-    return await _from_log(lambda: report(gateway.experiment.log.read(since), since).document())
+    """How well each arm's answers met what happened, with intervals, over the requests that this gateway logged.
+
+    It is up to five seconds old. A full log takes seconds to judge, and reports are made one after the other.
+    """
+    return await gateway.desk.report(since)
 
 
 async def _read(request: Request) -> bytes:
@@ -136,12 +133,3 @@ def _parse(body: bytes) -> Outcomes:
         return Outcomes.model_validate(document)
     except ValidationError as error:
         raise invalid_model(error) from None
-
-
-async def _from_log(ask: Callable[[], _T]) -> _T:
-    """What the log says, asked in a thread. Raises `StateUnavailable`."""
-    try:
-        return await asyncio.to_thread(ask)
-    except (sqlite3.Error, OSError) as error:
-        _LOGGER.warning("the experiment's log could not be used: %s", error)
-        raise StateUnavailable("the experiment's log could not be used; try again") from None
