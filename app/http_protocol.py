@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import PROBLEM_JSON, BadRequest, GatewayError, HeadTooLarge, problem_of
@@ -31,6 +33,10 @@ class HttpProtocol(HttpToolsProtocol):
     _unfinished_bytes = 0
     _takes_no_more = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)
+
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a client that keeps sending and never completes anything."""
         if self._takes_no_more:
@@ -50,9 +56,23 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unfinished_bytes = 0
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":  # what follows would be a tunnel's, without a length
+                raise _Stop
+            return  # comes again, as an ordinary request
         if not has_its_host(self.url, self.headers):
             raise _Stop
         super().on_headers_complete()
+
+    def go_on_without_upgrade(self, rest: bytes) -> None:
+        """Read the head that was read last once more, without its wish for another protocol, and what follows it.
+
+        With another parser: one that has seen an upgrade and `Connection: close` reads nothing more.
+        """
+        start = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        headers = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = _Parser(self)
+        self.parser.feed_data(b"\r\n".join([start, *headers, b"", rest]))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header of the head; one behind a body in chunks would change what was already read and judged."""
@@ -65,7 +85,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unfinished_bytes = 0
-        super().on_message_complete()
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser could not read; its own words stay here."""
@@ -106,6 +127,27 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
             self.transport.write(_answer(error))
         self.transport.close()  # in the midst of an answer, a second one would be taken for a part of it
+
+
+class _Parser(HttpRequestParser):
+    """Takes a request that asks for another protocol for an ordinary one, as a server may (RFC 9110, section 7.8).
+
+    By itself it takes such a request for complete at the end of its head; its body would be the next request.
+    """
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        super().__init__(protocol)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._protocol = protocol
+
+    def feed_data(self, data: Any) -> None:
+        """Parse what has come."""
+        try:
+            super().feed_data(data)
+            return
+        except HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+        self._protocol.go_on_without_upgrade(rest)
 
 
 def _answer(error: GatewayError) -> bytes:

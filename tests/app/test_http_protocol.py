@@ -120,6 +120,8 @@ HOST = b"Host: a\r\n"
         b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
         b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"CONNECT /qx-mark HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello",
+        b"CONNECT http://a/qx-mark HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"GET http://qx-mark/ HTTP/1.1\r\n" + HOST + b"\r\n",
         b"GET http://a@qx-mark/ HTTP/1.1\r\n" + HOST + b"\r\n",
@@ -205,6 +207,70 @@ async def test_nonsense_behind_a_request_never_makes_a_second_answer_to_it(app: 
         assert answer.count(b"HTTP/1.1 200") <= parts[0].count(b"GET")
         assert answer.count(b"HTTP/1.1 4") <= 1
         assert not answer.partition(b"HTTP/1.1 4")[2].count(b"HTTP/1.1 200")
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /seen HTTP/1.1\r\n" + HOST + UPGRADE,
+        b"POST /seen HTTP/1.1\r\n" + UPGRADE + HOST,
+        b"POST /seen HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: x\r\nUPGRADE: websocket\r\n",
+        b"POST http://a/seen HTTP/1.1\r\n" + HOST + UPGRADE,
+    ],
+)
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        (b"Content-Length: %d\r\n\r\n" % len(HIDDEN), HIDDEN),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n" % len(HIDDEN) + HIDDEN + b"\r\n0\r\n\r\n"),
+    ],
+)
+async def test_a_request_that_asks_for_another_protocol_is_one_request_with_its_body(
+    app: Recorder, port: int, head: bytes, framing: bytes, body: bytes
+) -> None:
+    whole = head + framing + body
+    for parts in ([whole], [head + framing, body], [whole[:30], whole[30:-9], whole[-9:]]):
+        app.scopes.clear()
+        app.bodies.clear()
+        answer = await ask(port, *parts, LAST)
+        assert answer.count(b"HTTP/1.1 ") == answer.count(b" 200 ") == 2
+        assert [scope["path"] for scope in app.scopes] == ["/seen", "/last"]
+        assert app.bodies == [HIDDEN, b""]
+
+
+async def test_it_may_be_the_last_of_its_connection(app: Recorder, port: int) -> None:
+    head = b"POST / HTTP/1.1\r\n" + HOST + b"Connection: close, upgrade\r\nUpgrade: x\r\nContent-Length: 5\r\n\r\n"
+    for parts in ([head + b"hello"], [head, b"hello"]):
+        answer = await ask(port, *parts)
+        assert b" 200 " in answer
+        assert b"connection: close" in answer
+    assert app.bodies == [b"hello", b"hello"]
+
+
+async def test_it_hides_nothing_of_its_head_and_of_what_follows(app: Recorder, port: int) -> None:
+    asking = b"GET /asking?x=1 HTTP/1.1\r\n" + HOST + UPGRADE + b"X:  a b\t\r\n\r\n"
+    answer = await ask(port, asking + b"GET /next HTTP/1.1\r\n" + HOST + b"\r\n" + asking + LAST)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b" 200 ") == 4
+    assert [scope["path"] for scope in app.scopes] == ["/asking", "/next", "/asking", "/last"]
+    for scope in (app.scopes[0], app.scopes[2]):
+        assert (scope["method"], scope["query_string"], scope["http_version"]) == ("GET", b"x=1", "1.1")
+        assert [name for name, _ in scope["headers"]] == [b"host", b"connection", b"http2-settings", b"x"]
+        assert (b"x", b"a b\t") in scope["headers"]
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip\r\n", b"Content-Length: +5\r\n"],
+)
+async def test_a_body_without_a_clear_end_is_no_clearer_for_it(app: Recorder, port: int, framing: bytes) -> None:
+    request = b"POST / HTTP/1.1\r\n" + HOST + UPGRADE + framing + b"\r\n0\r\n\r\n"
+    assert problem(await ask(port, request, GET))["status"] == 400
+    assert app.bodies == []
 
 
 def test_workers_speak_it_with_the_strict_parser(settings: Settings) -> None:
