@@ -57,12 +57,16 @@ class HttpTarget:
     def __init__(
         self, url: str, token: str, inputs: Sequence[FloatArray], *, body: str = "binary", timeout_s: float = 10.0
     ) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # half of an IPv6 address, a port that is none
+            raise NoTarget(f"{url!r:.80} is no address") from None
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise NoTarget(f"{url!r:.80} is no http:// or https:// address")
         self._url = url
         self._host, self._tls = parts.hostname, parts.scheme == "https"
-        self._port = parts.port or (443 if self._tls else 80)
+        self._port = port or (443 if self._tls else 80)
         path = f"{parts.path.rstrip('/')}/ray-serve/predict"
         self._requests = [_request(path, parts.netloc, token, *BODIES[body](windows)) for windows in inputs]
         self._n_windows = [len(windows) for windows in inputs]

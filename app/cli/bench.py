@@ -12,7 +12,7 @@ import typer
 from app import development
 from app.cli.access import client_settings, gateway_url, token_for
 from app.cli.options import AsJson, Token, Url
-from app.cli.terminal import EX_CONFIG, err, fail, out, require_extra
+from app.cli.terminal import EX_CONFIG, err, fail, out, require_extra, save_picture
 from app.settings import Settings
 
 
@@ -57,14 +57,14 @@ def bench(
         report, samples = run(asked, plan, body=body, windows_per_request=windows, seed=seed, console=err)
     except NoTarget as error:
         fail(str(error))
-    if picture is not None:
-        from app.bench.picture import latency_picture
-
-        picture.write_bytes(latency_picture(report, samples))
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
         out.print(render(report, samples))
+    if picture is not None:
+        from app.bench.picture import latency_picture
+
+        save_picture(picture, latency_picture(report, samples))
     sys.exit(0 if report.meets_requirements else 1)
 
 

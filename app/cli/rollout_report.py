@@ -13,7 +13,7 @@ from rich.text import Text
 
 from app.cli.access import client_settings, gateway_url, token_for
 from app.cli.options import AsJson, Token, Url
-from app.cli.terminal import EX_CONFIG, fail, out, require_extra, told
+from app.cli.terminal import EX_CONFIG, fail, out, require_extra, save_picture, told
 
 _TIMEOUT_S = 60.0  # a full log takes seconds to judge
 
@@ -52,7 +52,7 @@ def rollout_report(
     if picture is not None:  # last, so that a disk that refuses it does not cost the report
         from app.rollout.experiment_picture import report_picture
 
-        _save(picture, report_picture(document, picture.suffix[1:]))
+        save_picture(picture, report_picture(document, picture.suffix[1:]))
 
 
 def render(document: dict[str, Any]) -> Group:
@@ -88,13 +88,6 @@ def _told(figure: _Figure | None, digits: int, in_percent: bool) -> str:
         None if figure[name] is None else f"{scale * figure[name]:.{digits}f}" for name in ("value", "low", "high")
     )
     return f"{value} (no interval)" if low is None else f"{value} ({low} to {high})"
-
-
-def _save(picture: Path, content: bytes) -> None:
-    try:
-        picture.write_bytes(content)
-    except OSError as error:
-        fail(f"the picture cannot be written: {picture}: {error.strerror}")
 
 
 def _require_place(picture: Path) -> None:

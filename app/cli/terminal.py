@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from rich.console import Console
@@ -36,6 +37,14 @@ def told(ask: Callable[[], T]) -> T:
         return ask()
     except (GatewayRefused, RegistryError, KeyRefused, NoWindow) as error:
         fail(str(error))
+
+
+def save_picture(path: Path, content: bytes) -> None:
+    """Write it, or say in one plain line why not."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        fail(f"the picture cannot be written: {path}: {error.strerror}")
 
 
 def require_extra(extra: str, purpose: str, *modules: str) -> None:

@@ -110,3 +110,9 @@ def test_an_address_that_is_none_is_refused() -> None:
 def test_more_windows_than_a_handle_call_carries_are_refused() -> None:
     with pytest.raises(NoTarget, match="32"):
         HandleTarget("127.0.0.1:6379", [np.zeros((33, 50, 60), np.float32)], concurrency=1)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1:65536", "ftp://127.0.0.1", "127.0.0.1:8000"])
+def test_what_is_no_address_is_said_plainly(url: str) -> None:
+    with pytest.raises(NoTarget, match="is no "):
+        HttpTarget(url, "token", [np.zeros((1, 50, 60), np.float32)])
