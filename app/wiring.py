@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from app.backends.base import Backend
 from app.backends.breaker import Guarded
 from app.backends.in_process import InProcessBackend, RegistrySource
 from app.backends.probe import Prober
-from app.backends.ray_serve import RayServeBackend
+from app.backends.ray_serve import OnRetry, RayServeBackend
 from app.backends.remote import RemoteBackend
 from app.drain import Drain
 from app.identity import Identity, build_identity
@@ -60,7 +61,7 @@ def wire(
         ConfigError: The settings leave nothing that can answer, no token secret, or a state folder that is no good.
     """
     metrics, drain, sticky_key = Metrics(settings.multiproc_dir), Drain(), _sticky_key(settings)
-    backends = _arms(settings, metrics, clock) if backends is None else backends
+    backends = _arms(settings, on_retry=metrics.arms.count_retry, clock=clock) if backends is None else backends
     arms = _guarded(backends, metrics, clock)
     rolling = build_rollout(
         settings,
@@ -84,6 +85,16 @@ def wire(
         prober=Prober(arms, clock=clock, wall_clock=wall_clock),
     )
     return _gateway(settings, rooms, clock, wall_clock)
+
+
+def require_parts(settings: Settings) -> None:
+    """Build the arms and the sticky key to see whether `wire` can: in a worker it is late to find that nothing will do.
+
+    Raises:
+        ConfigError: As `wire`.
+    """
+    _sticky_key(settings)
+    _arms(settings, on_retry=lambda *, is_made: None, clock=time.monotonic)
 
 
 class _Rooms(NamedTuple):
@@ -222,10 +233,10 @@ def redis_link(settings: Settings) -> Link | None:
     return RedisLink(address, password=password, ca_file=ca_file)
 
 
-def _arms(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> list[Backend]:
+def _arms(settings: Settings, *, on_retry: OnRetry, clock: Callable[[], float]) -> list[Backend]:
     backends: list[Backend] = []
     if settings.ray_address is not None:
-        backends.append(_ray_serve(settings.ray_address, settings, metrics, clock))
+        backends.append(_ray_serve(settings.ray_address, settings, on_retry, clock))
     if settings.legacy == "in_process":
         backends.append(_in_process(settings, clock))
     if settings.legacy == "remote":
@@ -235,10 +246,11 @@ def _arms(settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> l
     return backends
 
 
-def _ray_serve(address: str, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> RayServeBackend:
-    return RayServeBackend(
-        address, max_wait_s=settings.max_wait_ms / 1e3, on_retry=metrics.arms.count_retry, clock=clock
-    )
+def _ray_serve(address: str, settings: Settings, on_retry: OnRetry, clock: Callable[[], float]) -> RayServeBackend:
+    try:
+        return RayServeBackend(address, max_wait_s=settings.max_wait_ms / 1e3, on_retry=on_retry, clock=clock)
+    except ValueError as error:
+        raise ConfigError(f"RAY_ADDRESS: {error}") from error
 
 
 def _in_process(settings: Settings, clock: Callable[[], float]) -> InProcessBackend:

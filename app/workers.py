@@ -30,7 +30,7 @@ from app.http_protocol import HttpProtocol
 from app.observability.logs import LineWriter, logging_to
 from app.observability.metric_files import forget_worker
 from app.parent import end_with_parent
-from app.settings import Settings
+from app.settings import ConfigError, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -61,19 +61,24 @@ class WorkerApp:
     waits_for_keys: bool = False
 
     def __call__(self) -> ASGIApp:
-        from app.main import create_app  # noqa: PLC0415  # the supervisor need not hold what only workers use
+        from app.main import create_app  # noqa: PLC0415  # imports are a worker's, and slow
 
         end_with_parent()
         if os.getppid() != self.supervisor_pid:
             sys.exit("the supervisor has ended")  # before the kernel was asked to tell
         log = None if self.log_file is None else self.log_file.open("ab")
-        return create_app(
-            self.settings,
-            log_stream=log,
-            notice_s=self.settings.drain_notice_ms / 1e3,
-            patience_s=self.patience_s,
-            waits_for_keys=self.waits_for_keys,
-        )
+        try:
+            return create_app(
+                self.settings,
+                log_stream=log,
+                notice_s=self.settings.drain_notice_ms / 1e3,
+                patience_s=self.patience_s,
+                waits_for_keys=self.waits_for_keys,
+            )
+        except ConfigError as error:
+            with logging_to(LineWriter(log or sys.stderr.buffer), self.settings.log_level):
+                _log.error("%s", error)  # no trace, which says nothing to whoever set them
+            sys.exit(os.EX_CONFIG)
 
 
 class Supervisor(Multiprocess):
@@ -90,6 +95,8 @@ class Supervisor(Multiprocess):
         super().__init__(config, sockets)
         self._end_timeout_s = end_timeout_s
         self._metrics_folder = metrics_folder
+        self.exit_code = 0
+        self._first: frozenset[Process] = frozenset()
         self._leaving: list[Process] = []
         self.should_exit = _Flag()  # type: ignore[assignment]  # what uvicorn uses of an event
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -105,6 +112,7 @@ class Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         super().init_processes()
+        self._first = frozenset(self.processes)
         self._prepare_substitutes()
 
     def keep_subprocess_alive(self) -> None:
@@ -115,13 +123,21 @@ class Supervisor(Multiprocess):
             process.kill()
             process.join()
             self._forget(process)
-            if process.exitcode == STARTUP_FAILURE:
+            if self._is_hopeless(process):
                 _log.error("a worker could not start; the next one would fare no better")
+                self.exit_code = process.exitcode or 0
                 self.should_exit.set()
                 return
             _log.warning("worker %s ended (%s); starting another", process.pid, process.exitcode)
             self.processes[index] = Process(self.config, self.sockets)
             self.processes[index].start()
+
+    def _is_hopeless(self, ended: Process) -> bool:
+        """Whether another worker would end as this one did.
+
+        What was good when the gateway began and is not for a substitute may be mended: whoever runs goes on meanwhile.
+        """
+        return ended.exitcode == STARTUP_FAILURE or (ended.exitcode == os.EX_CONFIG and ended in self._first)
 
     def _answers(self, process: Process) -> bool:
         """Whether the worker lives and its threads run; one that dies while it is asked is noticed at once."""
@@ -219,7 +235,7 @@ def serve(settings: Settings, listener: socket.socket, log_file: Path | None = N
         log_file: Where log lines go; standard error for None.
 
     Returns:
-        Exit code: 0, or uvicorn's for workers that could not start.
+        Exit code: 0, or that of a worker that could not start: uvicorn's, or 78 for settings that are no good.
     """
     stream = sys.stderr.buffer if log_file is None else log_file.open("ab")
     with logging_to(LineWriter(stream), settings.log_level):
@@ -230,8 +246,7 @@ def serve(settings: Settings, listener: socket.socket, log_file: Path | None = N
             metrics_folder=settings.multiproc_dir,
         )
         supervisor.run()
-    failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
-    return STARTUP_FAILURE if failed else 0
+    return supervisor.exit_code
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -43,6 +43,7 @@ def serve(
     _require_model(settings)
     _require_state(settings)
     _require_kills(settings)
+    _require_parts(settings, joins_own_ray=local)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the supervisor takes it over
     if local:
         _serve_local(settings, listener)
@@ -166,3 +167,11 @@ def _require_kills(settings: Settings) -> None:
         KillFile(settings.state_dir / FILE_NAME).look()
     except KillsUnreadable as error:
         fail(str(error), EX_CONFIG)
+
+
+def _require_parts(settings: Settings, *, joins_own_ray: bool) -> None:
+    """What a worker builds from the settings alone; each would find the same fault, and be replaced for ever."""
+    from app.wiring import require_parts
+
+    # Its own Ray has no address before it runs, but it is one that answers.
+    require_parts(settings.with_overrides(ray_address="auto") if joins_own_ray else settings)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from app.cli.serve import _require_parts
+from app.settings import ConfigError, Settings
 from serve_app.signing import generate
 from tests.app.cli.command import EX_CONFIG, MODELS, SECRET, assert_one_plain_line, sluice
 
@@ -60,3 +65,41 @@ def test_an_unsigned_model_is_not_served_where_a_key_is_set(tmp_path: Path) -> N
     assert_one_plain_line(serving, EX_CONFIG, "is not signed")
     where["GATEWAY_REGISTRY_KEY_FILE"] = "registry.key"
     assert_one_plain_line(sluice("registry", "verify", cwd=tmp_path, **where), 1, "is a private key")
+
+
+def sticky_key(folder: Path, content: bytes, mode: int = 0o600) -> dict[str, str]:
+    state = folder / ".run" / "state"
+    state.mkdir(parents=True)
+    (state / "sticky.key").write_bytes(content)
+    (state / "sticky.key").chmod(mode)
+    return {}
+
+
+REMOTE = {"GATEWAY_LEGACY": "remote", "GATEWAY_LEGACY_URL": "https://old.example"}
+UNBUILDABLE: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
+    "nothing that answers": (lambda _: {"GATEWAY_LEGACY": "off"}, "nothing can answer: set RAY_ADDRESS"),
+    "an address where clouds keep credentials": (
+        lambda _: {**REMOTE, "GATEWAY_LEGACY_URL": "http://169.254.169.254"},
+        "link-local",
+    ),
+    "certificates that are not there": (
+        lambda folder: {**REMOTE, "GATEWAY_LEGACY_CA_FILE": str(folder / "nowhere.pem")},
+        "nowhere.pem cannot be read",
+    ),
+    "a URL as cluster": (lambda _: {"RAY_ADDRESS": "http://head:6379"}, "RAY_ADDRESS: the Ray address must be"),
+    "a sticky key open to others": (lambda folder: sticky_key(folder, b"k" * 32, 0o644), "sticky.key"),
+    "a short sticky key": (lambda folder: sticky_key(folder, b"k" * 8), "sticky.key must have"),
+}
+
+
+@pytest.mark.parametrize("fault", UNBUILDABLE)
+def test_what_workers_could_not_be_built_from_is_one_line_before_there_are_any(fault: str, tmp_path: Path) -> None:
+    make, said = UNBUILDABLE[fault]
+    environment = {"GATEWAY_JWT_SECRET": SECRET, "MODEL_REGISTRY_PATH": str(MODELS), **make(tmp_path)}
+    assert_one_plain_line(sluice("serve", "--port", "0", cwd=tmp_path, **environment), EX_CONFIG, said)
+
+
+def test_a_ray_of_its_own_is_one_that_answers(settings: Settings) -> None:
+    _require_parts(settings.with_overrides(legacy="off"), joins_own_ray=True)
+    with pytest.raises(ConfigError):
+        _require_parts(settings.with_overrides(legacy="off"), joins_own_ray=False)
