@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from typing import Any
 
@@ -17,6 +19,11 @@ MAX_WAITING_REQUESTS = 8
 _STALLED_S = 60.0
 _FIRST_REQUEST_S = 1.0  # for whom we accepted in the very moment in which we stopped to
 
+# For a client that is still sending when it has its last answer. What it sends costs a copy in the kernel and nothing
+# more; as much as the largest body that a gateway can be set to take is an honest mistake, and more is not.
+LINGER_S = 2.0
+MAX_LINGER_BYTES = 64 << 20
+
 
 class _Stop(Exception):
     """Ends the parsing of what has come."""
@@ -30,6 +37,7 @@ class HttpProtocol(HttpToolsProtocol):
     last of them the connection ends, as it may at any time (RFC 9112, section 9.3.2).
     """
 
+    _line: _Line
     _unfinished_bytes = 0
     _takes_no_more = False
 
@@ -37,8 +45,15 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.parser = _Parser(self)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._line = _Line(transport, self.loop)
+        super().connection_made(self._line)  # type: ignore[arg-type]  # what it has not, it asks the transport for
+
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a client that keeps sending and never completes anything."""
+        if self._line.lingers:
+            self._line.discard(len(data))
+            return
         if self._takes_no_more:
             return
         self._unfinished_bytes += len(data)
@@ -48,6 +63,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._unfinished_bytes = 0
+        self._line.is_in_request = True
         if len(self.pipeline) >= MAX_WAITING_REQUESTS:
             self.cycle.keep_alive = False  # complete: the next one begins
             self._takes_no_more = True
@@ -86,6 +102,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unfinished_bytes = 0
         if not self.parser.should_upgrade():
+            self._line.is_in_request = False
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -108,6 +125,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection when what is under way is answered; one that is new may send its first request yet."""
+        self._line.stop_lingering()
         is_new = self.cycle is None  # whatever its annotation says
         if is_new and not self.transport.is_closing():
             self.loop.call_later(_FIRST_REQUEST_S, super().shutdown)
@@ -124,9 +142,77 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: GatewayError) -> None:
         cycle = self.cycle
-        if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
+        if self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
+            self._line.stop_lingering()  # in the midst of an answer, a second one would be taken for a part of it
+        else:
             self.transport.write(_answer(error))
-        self.transport.close()  # in the midst of an answer, a second one would be taken for a part of it
+            self._line.is_in_request = True  # or what might have become one
+            self._abandon_request()
+        self.transport.close()
+
+    def _abandon_request(self) -> None:
+        """Tell whoever still waits for the body that it will not come; nothing can be answered any more."""
+        if self.cycle is not None:  # whatever its annotation says
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+
+class _Line:
+    """A transport that closes gently: a client that is still sending can read first why it should not.
+
+    When a socket is closed with input unread, the kernel resets the connection, and an answer that the client has not
+    read yet is lost with it. So our own direction ends first, and what comes is thrown away until the client ends the
+    other (RFC 9112, section 9.6), or `LINGER_S` and `MAX_LINGER_BYTES` are used up.
+
+    Args:
+        transport: What everything else is asked of.
+        loop: For the time.
+
+    Attributes:
+        is_in_request: Whether the client has begun a request and not completed it.
+        lingers: Whether all that is left is to throw away what comes.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._may_linger = True
+        self._discarded_bytes = 0
+        self.is_in_request = False
+        self.lingers = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close the connection, gently where the client is in the midst of a request."""
+        if self.is_in_request and self._may_linger and not self.is_closing():
+            self._linger()
+        elif not self.lingers:
+            self._transport.close()
+
+    def discard(self, size_bytes: int) -> None:
+        """Count what came while the connection lingers."""
+        self._discarded_bytes += size_bytes
+        if self._discarded_bytes > MAX_LINGER_BYTES:
+            self._transport.close()
+
+    def stop_lingering(self) -> None:
+        """Wait for nobody, now and later: a server that leaves is not held by a client that goes on sending."""
+        self._may_linger = False
+        if self.lingers:
+            self._transport.close()
+
+    def _linger(self) -> None:
+        self.lingers = True
+        if self._transport.can_write_eof():  # not over TLS, where the length alone tells that the answer is whole
+            with contextlib.suppress(OSError):  # the client has gone
+                self._transport.write_eof()
+        self._transport.resume_reading()  # the server pauses it when it has enough of a body
+        self._loop.call_later(LINGER_S, self._transport.close)
 
 
 class _Parser(HttpRequestParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -15,29 +16,36 @@ from httptools import HttpRequestParser
 from uvicorn.server import ServerState
 
 from app.errors import PROBLEM_JSON
-from app.http_protocol import MAX_HEAD_BYTES, MAX_WAITING_REQUESTS, HttpProtocol
+from app.http_protocol import LINGER_S, MAX_HEAD_BYTES, MAX_LINGER_BYTES, MAX_WAITING_REQUESTS, HttpProtocol
 from app.settings import Settings
 from app.workers import _config
 
 
 class Recorder:
-    """An application that reads a body and answers what it saw."""
+    """An application that reads a body, unless it is told not to, and answers what it saw."""
 
     def __init__(self) -> None:
         self.scopes: list[Any] = []
         self.bodies: list[bytes] = []
+        self.reads_bodies = True
+        self.headers = [(b"content-length", b"2")]
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.n_left = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scopes.append(scope)
-        body, more = b"", True
+        body, more = b"", self.reads_bodies
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                self.n_left += 1
                 return
             body += message["body"]
             more = message["more_body"]
         self.bodies.append(body)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        await self.may_end.wait()
         await send({"type": "http.response.body", "body": b"ok"})
 
 
@@ -47,10 +55,14 @@ def app() -> Recorder:
 
 
 @pytest.fixture
-async def port(app: Recorder) -> AsyncIterator[int]:
+def state() -> ServerState:
+    return ServerState()
+
+
+@pytest.fixture
+async def port(app: Recorder, state: ServerState) -> AsyncIterator[int]:
     config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None)
     config.load()
-    state = ServerState()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: HttpProtocol(config, state, {}), "127.0.0.1", 0)
     yield server.sockets[0].getsockname()[1]
@@ -315,7 +327,20 @@ class Pipe(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.waiting_bytes = 0
-        self.closing = self.is_cut = False
+        self.closing = self.is_cut = self.has_ended = False
+        self.written = b""
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.has_ended = True
+
+    def resume_reading(self) -> None:
+        """Nothing to do: the test feeds the protocol."""
 
     def is_closing(self) -> bool:
         return self.closing
@@ -389,3 +414,159 @@ def test_a_connection_without_a_request_yet_outlives_the_server_s_end_by_a_momen
     assert not pipe.closing  # it was accepted just now: its first request is on its way
     timers.pass_time()
     assert pipe.closing
+
+
+# --- closing on a client that is still sending
+
+
+async def send_whole(port: int, data: bytes) -> bytes:
+    """The answer, read by a client that first sends all that it has; raises where the connection is reset."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        await asyncio.wait_for(writer.drain(), 10)
+        return await asyncio.wait_for(reader.read(), 10)
+    finally:
+        writer.close()
+
+
+LARGE = 8 << 20
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % LARGE + bytes(LARGE),
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % (2 * LARGE) + bytes(LARGE),
+        b"POST / HTTP/1.1\r\n"
+        + HOST
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + (b"8000\r\n%b\r\n" % bytes(32768)) * 256,
+    ],
+)
+async def test_an_answer_that_closes_reaches_a_client_that_sends_all_it_has_first(
+    app: Recorder, port: int, request_: bytes
+) -> None:
+    app.reads_bodies = False
+    app.headers.append((b"connection", b"close"))
+    answer = await send_whole(port, request_)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"ok")
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [
+        (b"\x16\x03\x01\x02\x00", b"a"),
+        (b"POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", b"a"),
+        (b"GET /", b"a"),
+        (b"", b"\r\n"),
+    ],
+)
+async def test_a_refusal_of_what_is_no_request_reaches_it_as_well(port: int, start: bytes, more: bytes) -> None:
+    assert problem(await send_whole(port, start + more * (LARGE // len(more))))["status"] in {400, 431}
+
+
+async def test_with_nothing_left_to_come_the_connection_closes_at_once(
+    app: Recorder, state: ServerState, port: int
+) -> None:
+    app.headers.append((b"connection", b"close"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello")
+    assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"ok")
+    assert not state.connections
+    writer.close()
+
+
+async def test_who_waits_for_a_body_that_broke_off_is_told_before_the_connection_is_gone(
+    app: Recorder, port: int
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST / HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+    )
+    assert problem(await asyncio.wait_for(reader.read(), 10))["status"] == 400  # and no word of going on
+    assert (len(app.scopes), app.n_left) == (1, 1)
+    writer.close()
+
+
+async def test_in_the_midst_of_an_answer_the_connection_is_cut_instead(
+    app: Recorder, state: ServerState, port: int
+) -> None:
+    app.reads_bodies = False
+    app.may_end.clear()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(CHUNKED)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"nonsense\r\n")
+    broken_at = time.monotonic()
+    while state.connections:
+        await asyncio.sleep(0.001)
+    assert time.monotonic() - broken_at < LINGER_S / 2
+    assert await read_all(reader) == b""
+    app.may_end.set()
+    writer.close()
+
+
+def lingering(connection: tuple[HttpProtocol, Pipe, Timers]) -> tuple[HttpProtocol, Pipe, Timers]:
+    """The connection, refused and still open for what the client sends."""
+    protocol, pipe, _ = connection
+    protocol.data_received(b"\x00 nonsense")
+    assert pipe.written.count(b"HTTP/1.1 400") == 1
+    assert pipe.has_ended
+    assert not pipe.closing
+    return connection
+
+
+def test_a_client_that_never_stops_sending_is_listened_to_for_a_while_only(
+    connection: tuple[HttpProtocol, Pipe, Timers],
+) -> None:
+    protocol, pipe, timers = lingering(connection)
+    refusal = pipe.written
+    protocol.data_received(GET)
+    assert not pipe.closing
+    timers.pass_time()
+    assert pipe.closing
+    assert pipe.written == refusal
+
+
+def test_and_for_a_number_of_bytes_only(connection: tuple[HttpProtocol, Pipe, Timers]) -> None:
+    protocol, pipe, _ = lingering(connection)
+    part = bytes(1 << 20)
+    for _ in range(MAX_LINGER_BYTES >> 20):
+        protocol.data_received(part)
+    assert not pipe.closing
+    protocol.data_received(b"x")
+    assert pipe.closing
+
+
+def test_no_client_holds_a_server_that_leaves_by_going_on_to_send(
+    connection: tuple[HttpProtocol, Pipe, Timers],
+) -> None:
+    protocol, pipe, _ = lingering(connection)
+    protocol.shutdown()
+    assert pipe.closing
+
+
+def test_a_server_that_leaves_begins_no_such_wait_either(connection: tuple[HttpProtocol, Pipe, Timers]) -> None:
+    protocol, pipe, _ = connection
+    protocol.shutdown()
+    protocol.data_received(b"\x00 nonsense")
+    assert b"HTTP/1.1 400" in pipe.written
+    assert pipe.closing
+
+
+async def test_a_client_that_has_its_answer_and_goes_frees_the_connection(
+    app: Recorder, state: ServerState, port: int
+) -> None:
+    app.reads_bodies = False
+    app.headers.append((b"connection", b"close"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\nhello")
+    assert (await asyncio.wait_for(reader.read(), 10)).endswith(b"ok")  # its end is seen at once
+    assert len(state.connections) == 1
+    writer.close()
+    left_at = time.monotonic()
+    while state.connections:
+        await asyncio.sleep(0.001)
+    assert time.monotonic() - left_at < LINGER_S / 2

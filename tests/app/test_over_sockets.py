@@ -8,9 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
+import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.http_protocol import LINGER_S, MAX_LINGER_BYTES, HttpProtocol
 from tests.app.under_test import GatewayUnderTest, some_windows
 
 
@@ -20,7 +23,7 @@ async def listening(app: FastAPI) -> AsyncIterator[int]:
     config = uvicorn.Config(
         app,
         port=0,
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -82,7 +85,7 @@ async def test_a_giant_in_chunks_is_refused_at_the_cap_and_the_connection_closed
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head(gateway, "Transfer-Encoding: chunked"))
         sent = await send_until_cut(writer, limit_bytes=1 << 30)
-        assert sent < 16 << 20  # the cap, and what socket buffers held
+        assert sent < MAX_LINGER_BYTES + (16 << 20)  # what is thrown away, the cap, and what socket buffers held
         writer.close()
 
 
@@ -96,6 +99,36 @@ async def test_the_refusal_of_a_giant_can_be_read(gateway: GatewayUnderTest) -> 
         await reader.read()
         assert reader.at_eof()
         writer.close()
+
+
+async def parts_of(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 50_000):
+        yield body[start : start + 50_000]
+
+
+@pytest.mark.parametrize("size_bytes", [2 << 20, 8 << 20, 32 << 20])
+@pytest.mark.parametrize("in_chunks", [True, False])
+async def test_an_ordinary_client_that_posts_too_much_is_told_so(
+    gateway: GatewayUnderTest, size_bytes: int, in_chunks: bool
+) -> None:
+    body = bytes(size_bytes)
+    headers = {"Content-Type": "application/octet-stream", **gateway.bearer()}
+    async with listening(gateway.app) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        response = await client.post(
+            "/ray-serve/predict", content=parts_of(body) if in_chunks else body, headers=headers
+        )
+        assert response.status_code == 413
+        assert response.json()["detail"] == f"a body may have at most {1 << 20} bytes"
+
+
+async def test_a_client_that_is_refused_and_goes_on_does_not_hold_the_server_s_end(gateway: GatewayUnderTest) -> None:
+    async with listening(gateway.app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head(gateway, f"Content-Length: {1 << 30}"))
+        assert (await read_head(reader))[0] == 413
+        ends_at = time.monotonic()
+    assert time.monotonic() - ends_at < LINGER_S / 2
+    writer.close()
 
 
 async def test_a_refusal_leaves_the_connection_good_for_the_next_request(gateway: GatewayUnderTest) -> None:
