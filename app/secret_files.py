@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import os
-import re
 import tempfile
-from collections import Counter
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 from app.files import read_closed_file
+from app.guessable import is_guessable
 
 _MIN_SECRET_BYTES = 32
 _MAX_FILE_BYTES = 64 << 10
 _CLOSED = 0o077
 _WEBHOOK_PREFIX = b"whsec_"  # as Standard Webhooks, version 1, writes them
 _MIN_WEBHOOK_BYTES, _MAX_WEBHOOK_BYTES = 24, 64
-_MIN_BITS_PER_BYTE = 3.5
-# Words that make a long secret guessable all the same; compared in lower case, without punctuation.
-_COMMON_SECRET_WORDS = (
-    *("changeme", "changethis", "secretkey", "supersecret", "yoursecret", "yourbitsecret", "mysecret", "secretsecret"),
-    *("password", "development", "example", "default", "insecure", "donotuse", "letmein", "qwerty", "trustno"),
-)
 
 
 def check_secret(secret: bytes, name: str) -> None:
@@ -36,15 +27,15 @@ def check_secret(secret: bytes, name: str) -> None:
         name: What the operator calls it, for the message.
 
     Raises:
-        ValueError: Shorter than 32 bytes, a key of another kind, made of common words, a shorter text repeated, or
-            with less than 3.5 bits of variety per byte or step between two. The message never holds the secret.
+        ValueError: Shorter than 32 bytes, a key of another kind, well known or with common words in it, a walk over the
+            keyboard, a shorter text repeated, or with less than 3.5 bits of variety per byte or step between two. The
+            message never holds the secret.
     """
     if len(secret) < _MIN_SECRET_BYTES:
         raise ValueError(f"{name} must have at least {_MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes one")
     if secret.lstrip().startswith((b"-----BEGIN", b"ssh-")):
         raise ValueError(f"{name} is a public or private key; HS256 needs a random secret")
-    plain = re.sub(r"[^a-z]", "", secret.decode("utf-8", "replace").lower())
-    if any(word in plain for word in _COMMON_SECRET_WORDS) or _is_regular(secret):
+    if is_guessable(secret):
         raise ValueError(f"{name} is too easy to guess; `openssl rand -base64 48` makes a good one")
 
 
@@ -120,16 +111,3 @@ class SecretFile:
             self._stamp = None  # reading will say what is wrong
             return ()
         return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _bits_per_byte(secret: bytes) -> float:
-    """Shannon entropy of the byte frequencies (Shannon 1948, eq. 4)."""
-    counts = Counter(secret).values()
-    return -sum(count / len(secret) * math.log2(count / len(secret)) for count in counts)
-
-
-def _is_regular(secret: bytes) -> bool:
-    """Whether the secret is a shorter text again and again, of few different bytes, or a walk along the alphabet."""
-    repeats = any(secret[period:] == secret[:-period] for period in range(1, len(secret) // 2 + 1))
-    steps = bytes((second - first) % 256 for first, second in pairwise(secret))
-    return repeats or min(_bits_per_byte(secret), _bits_per_byte(steps)) < _MIN_BITS_PER_BYTE
