@@ -16,6 +16,8 @@ from app.front import has_its_host
 # The parser itself takes a head of any size. A client that sends its head in one go may have sent four times as much.
 MAX_HEAD_BYTES = 64 * 1024
 MAX_WAITING_REQUESTS = 8
+# The rest of a body whose request was refused without it: as little is worth reading to keep the connection.
+MAX_LATE_BYTES = 64 * 1024
 _STALLED_S = 60.0
 _FIRST_REQUEST_S = 1.0  # for whom we accepted in the very moment in which we stopped to
 
@@ -39,6 +41,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     _line: _Line
     _unfinished_bytes = 0
+    _late_bytes = 0
     _takes_no_more = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,9 +63,13 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unfinished_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge())
+        elif self._is_answered_early():
+            self._late_bytes += len(data)
+            if self._late_bytes > MAX_LATE_BYTES:
+                self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._unfinished_bytes = 0
+        self._unfinished_bytes = self._late_bytes = 0
         self._line.is_in_request = True
         if len(self.pipeline) >= MAX_WAITING_REQUESTS:
             self.cycle.keep_alive = False  # complete: the next one begins
@@ -144,11 +151,16 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
             self._line.stop_lingering()  # in the midst of an answer, a second one would be taken for a part of it
-        else:
+        elif not self._is_answered_early():
             self.transport.write(_answer(error))
             self._line.is_in_request = True  # or what might have become one
             self._abandon_request()
         self.transport.close()
+
+    def _is_answered_early(self) -> bool:
+        """Whether what comes now is the body of a request that has its answer."""
+        cycle = self.cycle
+        return self._line.is_in_request and cycle is not None and cycle.response_complete and cycle.scope is self.scope
 
     def _abandon_request(self) -> None:
         """Tell whoever still waits for the body that it will not come; nothing can be answered any more."""

@@ -16,7 +16,14 @@ from httptools import HttpRequestParser
 from uvicorn.server import ServerState
 
 from app.errors import PROBLEM_JSON
-from app.http_protocol import LINGER_S, MAX_HEAD_BYTES, MAX_LINGER_BYTES, MAX_WAITING_REQUESTS, HttpProtocol
+from app.http_protocol import (
+    LINGER_S,
+    MAX_HEAD_BYTES,
+    MAX_LATE_BYTES,
+    MAX_LINGER_BYTES,
+    MAX_WAITING_REQUESTS,
+    HttpProtocol,
+)
 from app.settings import Settings
 from app.workers import _config
 
@@ -570,3 +577,67 @@ async def test_a_client_that_has_its_answer_and_goes_frees_the_connection(
     while state.connections:
         await asyncio.sleep(0.001)
     assert time.monotonic() - left_at < LINGER_S / 2
+
+
+# --- a body whose request is answered already
+
+
+CHUNK = b"1000\r\n%b\r\n" % bytes(4096)
+
+
+async def answered_early(app: Recorder, port: int, framing: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which a request has its answer and not yet its body."""
+    app.reads_bodies = False
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\n" + HOST + framing + b"\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"\r\n\r\nok"), 10)
+    return reader, writer
+
+
+@pytest.mark.parametrize("framing", [b"Transfer-Encoding: chunked", b"Content-Length: 1000000000"])
+@pytest.mark.parametrize("part", [CHUNK, b"1;%b\r\nx\r\n" % (b"a" * 4096)])
+async def test_a_body_that_goes_on_without_end_ends_the_connection(
+    app: Recorder, port: int, framing: bytes, part: bytes
+) -> None:
+    reader, writer = await answered_early(app, port, framing)
+    for _ in range(MAX_LATE_BYTES // len(part)):
+        writer.write(part)
+        await writer.drain()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.read(), 0.1)
+    writer.write(part * 2)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_the_rest_of_a_body_is_read_and_the_connection_stays(
+    app: Recorder, state: ServerState, port: int
+) -> None:
+    reader, writer = await answered_early(app, port, b"Transfer-Encoding: chunked")
+    (protocol,) = state.connections
+    for _ in range(4):  # what is counted for one does not count for the next
+        protocol.data_received(CHUNK * (MAX_LATE_BYTES // 2 // len(CHUNK)))
+        protocol.data_received(b"0\r\n\r\n")
+        protocol.data_received(CHUNKED)
+        assert await asyncio.wait_for(reader.readuntil(b"ok"), 10)
+    assert len(app.scopes) == 5
+    writer.close()
+
+
+@pytest.mark.parametrize("nonsense", [b"nonsense\r\n", b"1;" + b"a" * (2 * MAX_HEAD_BYTES)])
+async def test_nonsense_in_a_body_makes_no_second_answer_to_its_request(
+    app: Recorder, port: int, nonsense: bytes
+) -> None:
+    reader, writer = await answered_early(app, port, b"Transfer-Encoding: chunked")
+    writer.write(nonsense)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_a_bad_request_behind_a_good_one_has_an_answer_of_its_own(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET)
+    await asyncio.wait_for(reader.readuntil(b"ok"), 10)
+    writer.write(b"GET / HTTP/1.1\r\n" + HOST + b"X : a\r\n\r\n")
+    assert problem(await asyncio.wait_for(reader.read(), 10))["status"] == 400
+    writer.close()

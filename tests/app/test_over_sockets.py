@@ -121,6 +121,27 @@ async def test_an_ordinary_client_that_posts_too_much_is_told_so(
         assert response.json()["detail"] == f"a body may have at most {1 << 20} bytes"
 
 
+@pytest.mark.parametrize(
+    ("path", "content_type", "authorized", "status"),
+    [
+        ("/ray-serve/predict", "application/octet-stream", False, 401),
+        ("/nope", "application/octet-stream", True, 404),
+        ("/ray-serve/predict", "text/plain", True, 415),
+    ],
+)
+async def test_nobody_sends_a_body_without_end_behind_a_refusal(
+    gateway: GatewayUnderTest, path: str, content_type: str, authorized: bool, status: int
+) -> None:
+    token = f"Authorization: Bearer {gateway.token()}\r\n" if authorized else ""
+    request = f"POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: {content_type}\r\n{token}"
+    async with listening(gateway.app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        assert (await read_head(reader))[0] == status
+        assert await send_until_cut(writer, limit_bytes=1 << 30) < MAX_LINGER_BYTES + (16 << 20)
+        writer.close()
+
+
 async def test_a_client_that_is_refused_and_goes_on_does_not_hold_the_server_s_end(gateway: GatewayUnderTest) -> None:
     async with listening(gateway.app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
