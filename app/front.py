@@ -73,7 +73,10 @@ class Front:
         fault: GatewayError | None = None
         if len(hosts) != 1 or scope["http_version"] != "1.1":
             fault = _framing_fault(scope, len(hosts))
-        if fault is None and not _TWINS.isdisjoint([name for name, _ in headers]):
+        names = [name for name, _ in headers]
+        if fault is None and b"transfer-encoding" in names:
+            fault = _coding_fault(headers)
+        if fault is None and not _TWINS.isdisjoint(names):
             fault = BadRequest("a header's name has _ where it must have -", headers=_CLOSE)
         if fault is None and self._hosts:
             fault = self._host_fault(hosts)
@@ -114,6 +117,14 @@ def _framing_fault(scope: Scope, n_hosts: int) -> GatewayError | None:
     if version == "1.0" and any(name == b"transfer-encoding" for name, _ in scope["headers"]):
         return BadRequest("HTTP/1.0 has no Transfer-Encoding", headers=_CLOSE)
     return None
+
+
+def _coding_fault(headers: Headers) -> GatewayError | None:
+    """The parser takes any coding before the chunks and leaves it on the body; whoever decodes it sees another one."""
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings == [b"chunked"]:
+        return None
+    return BadRequest("Transfer-Encoding must be chunked alone", headers=_CLOSE)
 
 
 def has_its_host(target: bytes, headers: Headers) -> bool:

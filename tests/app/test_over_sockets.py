@@ -142,6 +142,20 @@ async def test_nobody_sends_a_body_without_end_behind_a_refusal(
         writer.close()
 
 
+@pytest.mark.parametrize("codings", ["gzip, chunked", "gzip\r\nTransfer-Encoding: chunked", "chunked ", "x,chunked"])
+async def test_a_body_in_chunks_has_no_other_coding(gateway: GatewayUnderTest, codings: str) -> None:
+    body = some_windows(1).tobytes()
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    async with listening(gateway.app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((head(gateway, f"Transfer-Encoding: {codings}") + chunks) * 2)
+        status, headers = await read_head(reader)
+        assert (status, headers["connection"]) == (400, "close")
+        assert (await reader.read()).count(b"HTTP/1.1 ") == 0  # neither is the second one answered
+        writer.close()
+    assert gateway.calls() == []
+
+
 async def test_a_client_that_is_refused_and_goes_on_does_not_hold_the_server_s_end(gateway: GatewayUnderTest) -> None:
     async with listening(gateway.app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
