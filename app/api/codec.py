@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from app.api.documents import parse_object, refuse_repeated_names
-from app.api.numbers import as_float32
+from app.api.numbers import find_no_number, outline, rows_as_float32
 from app.errors import BadRequest, InvalidInput
 from app.observability.ledger import Ledger
 from app.rollout.dispatch import Served
@@ -21,10 +21,10 @@ from serve_app.contract import N_FEATURES, N_STEPS, WINDOW_BYTES, FloatArray, Op
 
 _FLAGS = Options._fields
 _FIELDS = frozenset({"data", *_FLAGS})
-_NUMBERS = frozenset({int, float})
 _TRUTH = {b"true": True, b"false": False}
 # What a list of the data must hold, by the number of list levels below it.
 _LENGTHS = {1: (N_STEPS, "numbers"), 2: (N_FEATURES, "lists")}
+_WINDOW_OUTLINE = outline([[0] * N_STEPS] * N_FEATURES)
 
 
 class WindowBatch(NamedTuple):
@@ -133,15 +133,21 @@ def _flag(value: Any, name: str) -> bool:
 def _numbers(data: Any) -> FloatArray:
     """Lists of numbers of one length each as float32[B, F, T]."""
     windows = data if _is_nested(data, 3) else [data]
+    if not _are_lists(windows) or len({*map(len, windows)}) > 1:
+        raise _fault_in(data)
+    rows = list(chain.from_iterable(windows))
+    if not _are_lists(rows):
+        raise _fault_in(data)
     try:
-        rows = list(chain.from_iterable(windows))
-        flat = as_float32(list(chain.from_iterable(rows)))
-        is_ragged = len({*map(len, rows)}) > 1 or len({*map(len, windows)}) > 1
+        flat = rows_as_float32(rows or [[]])
     except TypeError:
         raise _fault_in(data) from None
-    if is_ragged:
-        raise _fault_in(data)
-    return flat.reshape(len(windows), len(windows[0]), -1) if len(flat) else flat.reshape(0, 0, 0)
+    return flat.reshape(len(windows), len(windows[0]), -1) if flat.size else flat.reshape(0, 0, 0)
+
+
+def _are_lists(nodes: list[Any]) -> bool:
+    """Looked at before anything is flattened: of a text that would make a list of its characters, a million of them."""
+    return all(type(node) is list for node in nodes)
 
 
 def _is_nested(data: Any, levels: int) -> bool:
@@ -149,19 +155,20 @@ def _is_nested(data: Any, levels: int) -> bool:
 
 
 def _fault_in(data: Any) -> InvalidInput:
-    """Where the data stop being lists of lists of numbers; found slowly, for a body that is refused anyway."""
+    """Where the data stop being lists of lists of numbers."""
     levels = 3 if _is_nested(data, 3) else 2
     pointer, fault = _find_fault(data, levels, "/data") or ("/data", "must hold numbers only")
     return InvalidInput(fault, members={"pointer": pointer})
 
 
 def _find_fault(node: Any, levels: int, pointer: str) -> tuple[str, str] | None:
-    if levels == 0:
-        return None if type(node) in _NUMBERS else (pointer, "must be a number")
     if type(node) is not list:
         return pointer, "must be a list"
-    is_good_row = levels == 1 and _NUMBERS.issuperset(map(type, node))  # most rows are, and there may be thousands
-    for index, child in enumerate(() if is_good_row else node):
+    if levels == 2 and outline(node) == _WINDOW_OUTLINE:  # most windows are good, and there may be many
+        return None
+    if levels == 1 and (place := find_no_number(node)) is not None:
+        return f"{pointer}/{place}", "must be a number"
+    for index, child in enumerate(node if levels > 1 else ()):
         if fault := _find_fault(child, levels - 1, f"{pointer}/{index}"):
             return fault
     length, kind = _LENGTHS.get(levels, (len(node), ""))
