@@ -162,11 +162,14 @@ class Cluster:
         self._answering: dict[str, Any] = {}  # the handles' `predict_packed`, once a replica has answered
         self._openings: dict[str, asyncio.Task[None]] = {}
         self._replicas: dict[str, int] = {}
+        self._bereaved: set[str] = set()  # of which a replica has died, and nobody has looked yet how many are left
+        self._questioned: set[str] = set()  # those of them that the last look was begun for
         self._has_news = asyncio.Event()
         self.liveness = Liveness(time.monotonic())
 
     def look(self) -> dict[str, tuple[str, int]]:
         """Ask the controller for our applications' status and running replicas, and get missing handles. Blocks."""
+        self._questioned = set(self._bereaved)
         seen = {}
         for name, app in serve.status().applications.items():
             if name == self._app_name or name.startswith(f"{self._app_name}-"):
@@ -190,6 +193,7 @@ class Cluster:
     def states(self, seen: dict[str, tuple[str, int]]) -> dict[str, AppState]:
         """Turn what was seen into states; an application is ready after a first call through its handle."""
         self._replicas = {name: replicas for name, (_, replicas) in seen.items()}
+        self._judge_losses()
         for gone in self._handles.keys() - seen.keys():
             del self._handles[gone]  # another deployment may come back under this name
             self._answering.pop(gone, None)
@@ -200,6 +204,18 @@ class Cluster:
             name: AppState(status, replicas, ready=replicas > 0 and name in self._answering and status != "DELETING")
             for name, (status, replicas) in seen.items()
         }
+
+    def _judge_losses(self) -> None:
+        """With its only replica gone an application answers nobody, though the controller has not noticed yet.
+
+        The count must be one of after the loss: another replica may have come since the look before, and two that take
+        turns in dying are no outage.
+        """
+        for app in self._questioned:
+            if self._replicas.get(app, 0) <= 1:
+                self._answering.pop(app, None)
+        self._bereaved -= self._questioned
+        self._questioned = set()
 
     async def _make_first_call(self, app: str, handle: Any) -> None:
         """Open the way to the replicas: the first call through a handle is slow, and may hang."""
@@ -253,9 +269,8 @@ class Cluster:
         return packed
 
     def _lose_replica(self, app: str) -> None:
-        """A replica has died; with the only one gone, nobody need wait until the controller has noticed."""
-        if self._replicas.get(app, 0) <= 1:
-            self._answering.pop(app, None)
+        """A replica has died: have somebody look at once how many are left."""
+        self._bereaved.add(app)
         self._has_news.set()
 
     async def wait_for_news(self, timeout_s: float) -> None:

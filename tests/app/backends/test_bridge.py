@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 from grpc import StatusCode
@@ -11,6 +12,7 @@ from grpc.aio import AioRpcError, Metadata
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, RequestCancelledError
 
+from app.backends import bridge
 from app.backends.bridge import Cluster, Liveness, meaning
 from app.backends.frames import Predict
 from serve_app.contract import (
@@ -135,13 +137,24 @@ async def test_what_is_being_deleted_counts_no_more() -> None:
     assert look_at(cluster, application("DELETING")) == 0
 
 
-async def test_with_its_only_replica_lost_an_application_must_answer_a_first_call_again() -> None:
+@pytest.mark.parametrize(("replicas_by_then", "answers"), [(2, True), (1, False)])
+async def test_with_its_only_replica_lost_an_application_must_answer_a_first_call_again(
+    monkeypatch: pytest.MonkeyPatch, replicas_by_then: int, answers: bool
+) -> None:
+    apps = {"app": application("RUNNING", RUNNING=1)}
+    monkeypatch.setattr(bridge.serve, "status", lambda: SimpleNamespace(applications=apps))
+    monkeypatch.setattr(bridge.serve, "get_app_handle", lambda name: object())
+    monkeypatch.setattr(Cluster, "_make_first_call", AsyncMock())
     cluster = Cluster("app")
-    for replicas, answers in ((2, True), (1, False)):
-        cluster._replicas["app"] = replicas
-        cluster._answering["app"] = object()
-        cluster._lose_replica("app")
-        assert ("app" in cluster._answering) is answers
+    cluster.states(cluster.look())
+    begun_before = cluster.look()
+    cluster._answering["app"] = object()
+    cluster._lose_replica("app")
+    cluster.states(begun_before)
+    assert "app" in cluster._answering  # of before the loss, when there was one: another may have come since
+    apps["app"] = application("RUNNING", RUNNING=replicas_by_then)
+    cluster.states(cluster.look())
+    assert ("app" in cluster._answering) is answers
 
 
 async def test_a_replica_that_refuses_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
